@@ -1,0 +1,1 @@
+"""Adaptive inference-time compute: self-evaluation and the decisions that follow from it. Knows nothing of HTTP."""

@@ -1,0 +1,42 @@
+"""What the request path needs to know of callers and their constitutions, kept fresh by the directory."""
+
+from __future__ import annotations
+
+from server.directory import MISS, ActiveConstitution, Directory
+from server.identity import Identifier, Identity
+from server.metrics import Metrics
+
+
+class Callers:
+    """Answers from memory; reads the store only when it has changed, or for a user not seen before."""
+
+    def __init__(self, directory: Directory, identifier: Identifier, metrics: Metrics) -> None:
+        self._directory = directory
+        self._identifier = identifier
+        self._metrics = metrics
+
+    async def identify(self, authorization: bytes | None, api_key: bytes | None, user: bytes | None) -> Identity:
+        """Return the caller named by these headers.
+
+        Raises `Unauthenticated`, `Forbidden`, `BadRequest`, and `StoreUnavailable` when it cannot be known any more.
+        """
+        if not self._directory.fresh:
+            await self._directory.refresh()
+        return self._identifier.identify(authorization, api_key, user)
+
+    def with_body_user(self, identity: Identity, value: object) -> Identity:
+        """Return the identity when the body's `user` field may name it."""
+        return self._identifier.with_body_user(identity, value)
+
+    async def active(self, user: str) -> ActiveConstitution | None:
+        """Return the user's active constitution. Raises `StoreUnavailable`."""
+        found = self._directory.lookup(user)
+        if found is MISS:
+            self._metrics.lookup_miss.inc()
+            return await self._directory.load(user)
+        self._metrics.lookup_hit.inc()
+        return found
+
+    async def pinned(self, user: str, tag: str) -> ActiveConstitution:
+        """Return the version named `<id>@<version>`. Raises `NotFound`, `BadRequest`, `StoreUnavailable`."""
+        return await self._directory.load_version(user, tag)
