@@ -254,14 +254,17 @@ class BestOfN:
         """
         running = [candidate.token_count for candidate in self._state.batch if candidate.running]
         compared = sum(candidate.in_contention for candidate in self._state.batch)
-        may_commit = self._live and self._adaptive and not self._state.scorer_failures
+        may_settle = self._live and self._adaptive and not self._state.scorer_failures
+        # Whoever may have to name the best so far before any has ended needs scores to do it by.
+        may_be_cut = (self._live and self._policy.commit_at is not None) or self._policy.deadline_ms is not None
         while running and self._checkpoint_asked is None and self._next_checkpoint < len(self._policy.checkpoints):
             place = self._next_checkpoint
             checkpoint = self._policy.checkpoints[place]
             if not reached(checkpoint.tokens, running):
                 break
             self._next_checkpoint += 1
-            if may_commit or kept(compared, checkpoint.keep, self._request.choices) < compared:
+            would_prune = kept(compared, checkpoint.keep, self._request.choices) < compared
+            if would_prune or may_settle or (may_be_cut and compared > 1):
                 self._checkpoint_asked = place
                 return place
         return None

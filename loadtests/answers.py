@@ -21,11 +21,15 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _WORDS = tuple(f" {word}" for word in re.findall(_TOKEN, "A proxy that adds little should cost little, so measure it."))
 
 
-def sse_events(chunks: int = CHUNKS) -> tuple[bytes, ...]:
-    """Return the writes of one streamed answer: `chunks` of them (two at least), the last also carrying `[DONE]`."""
-    middle = [_event({"content": _word(n)}, None) for n in range(chunks - 2)]
-    first = _event({"role": "assistant", "content": ""}, None)
-    return (first, *middle, _event({}, "stop") + b"data: [DONE]\n\n")
+def sse_events(chunks: int = CHUNKS, *, usage: bool = False) -> tuple[bytes, ...]:
+    """Return the writes of one streamed answer: `chunks` of them (two at least), the last also carrying `[DONE]`.
+
+    With `usage` a chunk with the usage and no choices comes before `[DONE]`, as `stream_options.include_usage` asks.
+    """
+    first = _event([_choice({"role": "assistant", "content": ""})])
+    middle = [_event([_choice({"content": _word(n)})]) for n in range(chunks - 2)]
+    last = _event([_choice({}, "stop")]) + (_event([], usage=_usage(chunks)) if usage else b"")
+    return (first, *middle, last + b"data: [DONE]\n\n")
 
 
 def completion_body(chunks: int = CHUNKS) -> bytes:
@@ -39,7 +43,6 @@ def completion_body(chunks: int = CHUNKS) -> bytes:
         "stop_reason": None,
         "token_ids": None,
     }
-    usage = {"prompt_tokens": 100, "total_tokens": 100 + chunks, "completion_tokens": chunks}
     return orjson.dumps(
         {
             "id": _ID,
@@ -49,7 +52,7 @@ def completion_body(chunks: int = CHUNKS) -> bytes:
             "choices": [choice],
             "service_tier": None,
             "system_fingerprint": None,
-            "usage": {**usage, "prompt_tokens_details": None},
+            "usage": {**_usage(chunks), "prompt_tokens_details": None},
             "prompt_logprobs": None,
             "prompt_token_ids": None,
             "kv_transfer_params": None,
@@ -61,10 +64,17 @@ def _word(n: int) -> str:
     return _WORDS[n % len(_WORDS)]
 
 
-def _event(delta: dict[str, str], finish_reason: str | None) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}
-    chunk = {"id": _ID, "object": "chat.completion.chunk", "created": _CREATED, "model": MODEL, "choices": [choice]}
-    return b"data: %b\n\n" % orjson.dumps(chunk)
+def _usage(chunks: int) -> dict[str, int]:
+    return {"prompt_tokens": 100, "total_tokens": 100 + chunks, "completion_tokens": chunks}
+
+
+def _choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, object]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}
+
+
+def _event(choices: list[dict[str, object]], **more: object) -> bytes:
+    chunk = {"id": _ID, "object": "chat.completion.chunk", "created": _CREATED, "model": MODEL, "choices": choices}
+    return b"data: %b\n\n" % orjson.dumps({**chunk, **more})
 
 
 def answer(status: int, body: bytes, content_type: bytes = b"application/json") -> bytes:

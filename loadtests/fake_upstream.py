@@ -77,8 +77,8 @@ class FakeUpstream:
         self.abandoned = 0
         self.last_chat = b""
         self.transports: set[asyncio.Transport] = set()
-        self.events = answers.sse_events(chunks)
-        self.frames = tuple(b"%x\r\n%b\r\n" % (len(event), event) for event in self.events)
+        self.events = {usage: answers.sse_events(chunks, usage=usage) for usage in (False, True)}
+        self.frames = {usage: tuple(map(_framed, events)) for usage, events in self.events.items()}
         self.completion = answers.answer(200, answers.completion_body(chunks))
         self._server: asyncio.Server | None = None
 
@@ -126,6 +126,11 @@ class FakeUpstream:
         await self.aclose()
 
 
+def _framed(event: bytes) -> bytes:
+    """Return `event` as one chunk of the chunked transfer coding (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
 @dataclass(slots=True)
 class _Request:
     """One parsed request that waits for its turn on the connection."""
@@ -148,7 +153,8 @@ class _Connection(asyncio.Protocol):
         self._queue: deque[_Request] = deque()
         self._current: _Request | None = None
         self._timer: asyncio.Handle | None = None
-        self._position = 0  # index of the next streamed write
+        self._parts: tuple[bytes, ...] = ()  # the writes of the streamed answer
+        self._position = 0  # index of the next of them
         self._paused = False
         self._due = 0.0
         self._gap_s = 0.0
@@ -248,18 +254,22 @@ class _Connection(asyncio.Protocol):
             self._send(answer)
 
     def _chat(self, request: _Request) -> bytes | None:
-        """Return the whole answer, or None when it is to be streamed."""
+        """Return the whole answer, or None when it is to be streamed, and then set the parts to stream."""
         if request.method != b"POST":
             return answers.answer(405, b'{"detail":"Method Not Allowed"}')
         self._upstream.last_chat = request.body
         try:
             body = orjson.loads(request.body)
             model, streamed = body.get("model", MODEL), body.get("stream") is True
+            usage = streamed and bool((body.get("stream_options") or {}).get("include_usage"))
         except (orjson.JSONDecodeError, AttributeError):
             return answers.error(400, "BadRequestError", "The body is not a JSON object.")
         if model != MODEL:
             return answers.error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
-        return None if streamed else self._upstream.completion
+        if not streamed:
+            return self._upstream.completion
+        self._parts = (self._upstream.events if request.http_1_0 else self._upstream.frames)[usage]
+        return None
 
     def _stream(self) -> None:
         """Write the next part of a streamed answer and set the timer for the one after it."""
@@ -267,8 +277,7 @@ class _Connection(asyncio.Protocol):
         request = self._current
         if request is None or self._paused:
             return  # resume_writing continues
-        upstream, position = self._upstream, self._position
-        parts = upstream.events if request.http_1_0 else upstream.frames
+        parts, position = self._parts, self._position
         part = parts[position]
         if position == 0:
             framing = b"connection: close" if request.http_1_0 else b"transfer-encoding: chunked"

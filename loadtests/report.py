@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from loadtests.comparison import Measurement, Mode, Verdict, typical
@@ -121,7 +122,7 @@ def show(
 
 def _table(measurements: Sequence[Measurement]) -> Table:
     rate = measurements and typical(measurements, measurements[0].target, Mode.PACED, lambda r: r.requests_per_s)
-    table = Table(title="Medians over rounds", title_justify="left")
+    table = Table(title="Medians over rounds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     columns: list[tuple[str, Mode, Callable[[Result], float | None], str]] = [
         ("CPU ms\nper request", Mode.REQUESTS, lambda r: r.cpu_ms, "{:.4f}"),
@@ -135,7 +136,7 @@ def _table(measurements: Sequence[Measurement]) -> Table:
         ("pieces\nper stream", Mode.STREAMS, lambda r: r.pieces, "{:.1f}"),
     ]
     for title, *_ in columns:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for target in dict.fromkeys(m.target for m in measurements):
         values = [typical(measurements, target, mode, figure) for _, mode, figure, _ in columns]
         cells = ["-" if v is None else shape.format(v) for v, (*_, shape) in zip(values, columns, strict=True)]

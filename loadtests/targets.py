@@ -40,6 +40,7 @@ PRINCIPLES = (
     "Do not flatter, and do not apologise for what is not a fault.",
     "Answer in the language of the question, in complete sentences and without headings.",
 )
+_SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"  # Debian keeps nginx off a user's PATH
 _ROOT = Path(__file__).resolve().parent.parent
 _CHAT = "/v1/chat/completions"
 
@@ -59,9 +60,9 @@ class Target:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def nginx_binary() -> str:
-    """Return the path of nginx. Raises `TargetError` with the remedy when it is not installed."""
-    found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+def nginx_binary(search: str = _SEARCH) -> str:
+    """Return the path of nginx, looked for in `search`. Raises `TargetError` with the remedy when it is not there."""
+    found = shutil.which("nginx", path=search)
     if found is None:
         raise TargetError(
             "nginx is not installed, and it is what the proxy is compared with. "

@@ -30,6 +30,7 @@ from server.cli_options import (
     Upstream,
     of_setting,
 )
+from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
 from server.serving import ServingError, serve, serve_engine
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ConstitutionError as error:
         say(err, f"{error.message}.", style="red")
         return 1
-    except (ServingError, EngineError) as error:
+    except (ServingError, EngineError, DemoError) as error:
         say(err, str(error), style="red")
         return 1
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -22,10 +22,8 @@ from server.names import check_user
 from server.preview import CountTokens, preview
 from server.proxy import check_messages
 from server.records import ConstitutionVersion, matches_etag
-from server.store import Store
+from server.store import MAX_VERSION, Store
 from server.wire import version_to_plain, without_metadata
-
-_MAX_VERSION: Final = 2**31 - 1
 
 IfMatch = Annotated[
     str | None, Header(description="The ETag of the active version that the change builds on; `*` for any.")
@@ -145,7 +143,7 @@ class _Endpoints:
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100, description="Most versions on the page.")] = 20,
         before: Annotated[
-            int | None, Query(ge=1, le=_MAX_VERSION, description="Only versions older than this number.")
+            int | None, Query(ge=1, le=MAX_VERSION, description="Only versions older than this number.")
         ] = None,
     ) -> Response:
         """Return the versions, the newest first. For the next page, send the last number as `before`."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from server.checks import Check, Report, Status, failed, ok
-from server.doctor_local import check_keys, check_secret, check_store
+from server.doctor_local import check_keys, check_secret, check_store, store_exists
 from server.doctor_upstream import check_upstream
 from server.engine import engine_available
 from server.probe import probing_client

@@ -9,13 +9,10 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.engine import make_url
-
 from server import migrations
 from server.checks import Check, failed, ok, warning
-from server.database import sqlite_file
 from server.errors import StoreUnavailable
-from server.identity import SECRET_FILE, load_or_create_secret
+from server.identity import load_or_create_secret
 from server.settings import Settings
 from server.store import Store
 
@@ -23,11 +20,18 @@ _MIB: Final = 1024 * 1024
 _LITTLE_SPACE_BYTES: Final = 1024 * _MIB
 _NO_SPACE_BYTES: Final = 50 * _MIB
 _NAME: Final = "store"
+_SALT_KEY: Final = "secret"  # the file of `load_or_create_secret`
+
+
+def store_exists(settings: Settings) -> bool:
+    """Return whether there is a store, or a database server that may hold one."""
+    file = _file(settings)
+    return file is None or file.exists()
 
 
 def check_store(settings: Settings) -> list[Check]:
     """Return whether the store, the first check, can be written and is of this version; then, of a file, its disk."""
-    file = sqlite_file(make_url(settings.store_url))
+    file = _file(settings)
     if file is None:
         return [_check_writing(settings)]
     return [_check_file(settings, file), _check_space(file)]
@@ -43,7 +47,7 @@ def check_keys(settings: Settings, *, store_usable: bool) -> Check:
     none = failed(name, "Asked for, and there are none.", "Create one: preamble keys create --admin")
     if not store_usable:
         # Opening the store would create or migrate it.
-        return none if not _exists(settings) else warning(name, "Asked for.", "See to the store, then look again.")
+        return none if not store_exists(settings) else warning(name, "Asked for.", "See to the store, then look again.")
     with Store.open(settings.store_url) as store:
         count = len(store.keys(live_only=True))
     return ok(name, f"Asked for; {count} can be used.") if count else none
@@ -53,7 +57,7 @@ def check_secret(settings: Settings) -> Check:
     """Return whether the secret behind cache salts can be used."""
     if settings.secret is not None:
         return ok("secret", "Given in the settings.")
-    path = settings.data_dir / SECRET_FILE
+    path = settings.data_dir / _SALT_KEY
     if not path.exists():
         return ok("secret", f"Will be made at the first start, in {path}.")
     try:
@@ -109,9 +113,10 @@ def _existing(directory: Path) -> Path:
     return next(path for path in (directory, *directory.absolute().parents) if path.exists())
 
 
-def _exists(settings: Settings) -> bool:
-    file = sqlite_file(make_url(settings.store_url))
-    return file is None or file.exists()
+def _file(settings: Settings) -> Path | None:
+    """Return the SQLite file of the store, None where it is no file."""
+    scheme, _, name = settings.store_url.partition(":///")
+    return Path(name) if scheme.startswith("sqlite") and name not in {"", ":memory:"} else None
 
 
 def _revision(file: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import math
 import os
@@ -29,6 +30,7 @@ from uvicorn.supervisors import Multiprocess
 
 from server.engine import EmbeddedEngine
 from server.http_protocol import PreambleHttpProtocol
+from server.interrupts import sigterm_interrupts
 from server.logs import configure_logging
 from server.serving_watch import Announcement, Watch
 from server.settings import Settings
@@ -56,7 +58,7 @@ def serve(settings: Settings, *, out: Console, err: Console, as_json: bool = Fal
     `StoreUnavailable`, and `EngineError` from the start of the embedded engine.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_stopped_by_signals())
+        stack.enter_context(sigterm_interrupts())
         listener = stack.enter_context(_bound_socket(settings.host, settings.port))
         _check_store(settings, err)
         configure_logging(settings.log_level, settings.log_format)
@@ -84,7 +86,7 @@ def serve_engine(settings: Settings, *, out: Console, err: Console, as_json: boo
     Raises `EngineError` from its start, and `ServingError` when it ends by itself.
     """
     engine = EmbeddedEngine.from_settings(settings)
-    with _stopped_by_signals(), contextlib.ExitStack() as stack:
+    with sigterm_interrupts(), contextlib.ExitStack() as stack:
         stack.callback(engine.stop)
         with shown_progress(err) as progress:
             upstream = engine.start(progress)
@@ -159,7 +161,11 @@ def build_worker(settings: Settings, parent_pid: int | None = None) -> ASGIApp:
     # Not before this process is a worker: prometheus-client decides at its import whether there are several.
     from server.app import create_app  # noqa: PLC0415
 
-    return create_app(settings)
+    app = create_app(settings)
+    # What is in memory now stays: otherwise every full collection walks through all imported modules again.
+    gc.collect()
+    gc.freeze()
+    return app
 
 
 def _workers(settings: Settings, listener: socket.socket) -> _Workers:
@@ -199,18 +205,6 @@ def _check_store(settings: Settings, err: Console) -> None:
                 "Create one: preamble keys create --admin",
                 style="yellow",
             )
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Make SIGTERM do what Ctrl-C does, and put back whatever uvicorn leaves behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from server.schema import api_keys, changes, constitution_versions, constitution
 from server.tokens import RandomBytes, digest_of, new_id, new_token
 
 MAX_LABEL_CHARS: Final = 200
+MAX_VERSION: Final = 2**31 - 1
 
 _CHANGES_KEPT: Final = 10_000
 _PRUNE_EVERY: Final = 1_000
@@ -292,6 +293,8 @@ _VERSIONS: Final = sa.select(constitutions, constitution_versions).join(
 
 def _find(connection: sa.Connection, user: str, version: int | None = None) -> ConstitutionVersion | None:
     """Return a version of the user's constitution, without a number the active one."""
+    if version is not None and not 0 < version <= MAX_VERSION:
+        return None  # databases refuse to compare with a number that they could not store
     wanted: Any = constitutions.c.active_version if version is None else version
     query = _VERSIONS.where(constitutions.c.user == user, constitution_versions.c.version == wanted)
     row = connection.execute(query).first()

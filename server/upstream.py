@@ -12,17 +12,24 @@ Life of one exchange:
 4. A finished exchange gives its connection back. Any other end, `close` and cancellation too, closes the connection,
    which is how vLLM learns that nobody wants the rest.
 
-Nothing is sent twice, except when the connection failed before one byte of the answer: once more on a new connection.
+Nothing is sent twice, with one exception: an upstream may close an idle connection just as the next request is written
+to it. A request that meets this, and had not one byte of an answer, is sent once more on a new connection (RFC 9112,
+9.3.1; Go's net/http does the same). A new connection that is lost is not the idle race: the upstream may have worked
+on the request for minutes, so its sender is told instead.
+
+Request and answer can never get out of step: whatever arrives beyond the end of an answer, in the same segment or
+while the connection is idle, closes that connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -36,8 +43,13 @@ Headers = list[tuple[bytes, bytes]]
 # Above this much body that nobody has taken yet the connection stops reading. Large enough that a normal chat answer
 # never pauses, small enough that a thousand slow readers cost no more than 256 MiB.
 HIGH_WATER_BYTES: Final = 256 * 1024
-# A head larger than this is no answer of a sane server, and must not grow without bound.
-MAX_HEAD_BYTES: Final = 64 * 1024
+# More than this without a byte of body is no answer of a sane server: an endless head, endless interim answers, endless
+# trailers. Checked after each read of the socket, which may bring up to 256 KiB.
+MAX_BYTES_WITHOUT_BODY: Final = 64 * 1024
+
+_FIRST_STATUS: Final = 100
+_FIRST_FINAL_STATUS: Final = 200  # those below are interim answers (RFC 9110, 15.2)
+_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,54 +70,69 @@ class Timeouts:
 
 
 class ConnectionLost(UpstreamUnavailable):
-    """The connection failed before one byte of the answer, so sending the request again is safe."""
+    """The connection failed before one byte of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The upstream closed the connection before it answered. Try again.", code="upstream_connection_lost"
+        )
 
 
 class UpstreamResponse:
-    """An answer of the upstream, being received. Iterate it, or `read` it; `close` it if it is not taken to its end."""
+    """An answer of the upstream, being received. Iterate it, or `read` it; `close` it if it is not taken to its end.
+
+    status: 200 to 999. headers: in the order received, names in lower case, without those of interim answers and
+    trailers. received_at: `time.perf_counter()` at the latest byte; what is later is not the engine's time.
+    buffered_bytes: what has arrived and has not been taken.
+    """
 
     __slots__ = (
         "_begun",
-        "_buffered",
         "_chunks",
         "_complete",
         "_connection",
         "_error",
         "_first_deadline",
-        "_last_activity",
         "_loop",
+        "_resumed_at",
         "_timeouts",
         "_timer",
         "_total_deadline",
         "_waiter",
         "_whole",
+        "buffered_bytes",
         "headers",
         "received_at",
         "status",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: _Connection, timeouts: Timeouts, *, stream: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: _Connection,
+        timeouts: Timeouts,
+        *,
+        started: float,
+        stream: bool,
     ) -> None:
         self.status = 0
         self.headers: Headers = []
-        self.received_at = 0.0  # time.perf_counter() at the latest byte: what is later is not the engine's time
+        self.received_at = 0.0
+        self.buffered_bytes = 0
         self._loop = loop
-        self._connection: _Connection | None = connection
+        self._connection: _Connection | None = connection  # None when the exchange has ended, well or not
         self._timeouts = timeouts
         self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._complete = False
         self._begun = False
-        self._whole = not stream
+        self._complete = False
         self._error: UpstreamError | None = None
+        self._whole = not stream
         self._waiter: asyncio.Future[None] | None = None
-        now = loop.time()
-        self._last_activity = now
-        self._total_deadline = now + timeouts.total_s
-        self._first_deadline = now + timeouts.first_token_s if stream else self._total_deadline
+        self._resumed_at = 0.0
+        self._total_deadline = started + timeouts.total_s
+        self._first_deadline = started + timeouts.first_token_s if stream else self._total_deadline
         # A body may begin at once and stall right after, so the first look is due when a stall could be over.
-        first_look = min(self._first_deadline, self._total_deadline, now + timeouts.stall_s)
+        first_look = min(self._first_deadline, self._total_deadline, started + timeouts.stall_s)
         self._timer = loop.call_at(first_look, self._check_deadlines)
 
     def __aiter__(self) -> UpstreamResponse:
@@ -114,7 +141,8 @@ class UpstreamResponse:
     async def __anext__(self) -> bytes:
         """Return what has arrived since the last call, waiting for at least one byte.
 
-        Raises `UpstreamTimeout` or `UpstreamBroken` when the body cannot be had to its end.
+        Raises `UpstreamTimeout`, `UpstreamBroken` or `UpstreamUnavailable` (we are shutting down) when the body cannot
+        be had to its end; what did arrive is returned first. Cancelling closes the answer.
         """
         while not self._chunks:
             if self._error is not None:
@@ -126,80 +154,76 @@ class UpstreamResponse:
 
     async def read(self) -> bytes:
         """Return the rest of the body, whole. Raises as iterating does."""
-        if self._complete and len(self._chunks) == 1:
+        if self._complete:
             return self._take()
         return b"".join([chunk async for chunk in self])
 
     def take_all(self) -> bytes | None:
-        """Return the whole body without waiting, or None when it is not all here."""
-        return self._take() if self._complete and self._error is None else None
+        """Return the rest of the body without waiting, or None when it is not all here."""
+        return self._take() if self._complete else None
 
     def close(self) -> None:
         """Let go of the answer. If it has not ended, the connection closes and the upstream stops working on it."""
-        self._timer.cancel()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abandon()
+        self.fail(UpstreamBroken("The answer was closed before its end. Take it to its end to have all of it."))
+
+    async def head(self) -> None:
+        """Wait until the head is there, and for an answer that is not streamed its body (up to the high water).
+
+        Raises as iterating does, also when a body that was to be whole breaks off: none of it has been handed out.
+        """
+        while not self._ready():
+            await self._wait()
+        if self._error is not None and (self._whole or not self.status):
+            raise self._error
+        self._whole = False
 
     def _take(self) -> bytes:
         chunks = self._chunks
         self._chunks = []
-        if self._buffered > HIGH_WATER_BYTES and self._connection is not None:
-            self._last_activity = self._loop.time()  # the silence until now was ours
+        if self.buffered_bytes > HIGH_WATER_BYTES and self._connection is not None:
+            self._resumed_at = time.perf_counter()  # the silence until now was ours
             self._connection.resume_reading()
-        self._buffered = 0
+        self.buffered_bytes = 0
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _ready(self) -> bool:
+        """Tell whether there is anything to be done by whoever waits."""
+        if self._connection is None:
+            return True
+        return self.status != 0 and (not self._whole or self.buffered_bytes > HIGH_WATER_BYTES)
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
+        except asyncio.CancelledError:
+            self.close()
+            raise
         finally:
             self._waiter = None
 
-    async def head(self) -> None:
-        """Wait until the head is there, and for an answer that is not streamed its body (up to the high water)."""
-        while not self._ready():
-            await self._wait()
-        if self._error is not None and self.status == 0:
-            raise self._error
-
-    def _ready(self) -> bool:
-        if self._complete or self._error is not None:
-            return True
-        return self.status != 0 and (not self._whole or self._buffered > HIGH_WATER_BYTES)
+    # What the connection calls.
 
     def wake(self) -> None:
-        """Continue whoever waits for more."""
+        """Continue whoever waits, if there is anything for them."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None and self._ready() and not waiter.done():
             waiter.set_result(None)
-
-    # What the connection calls.
 
     def on_head(self, status: int, headers: Headers) -> None:
         """Take the head."""
-        self.headers = headers
         self.status = status
-        for name, value in headers:
-            if name == b"content-type" and value.startswith(b"text/event-stream"):
-                self._whole = False  # streamed although not asked for: relay it as it comes
+        self.headers = headers
+        if self._whole and any(
+            name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+        ):
+            self._whole = False  # streamed although not asked for: relay it as it comes
 
     def on_body(self, chunk: bytes) -> None:
         """Take a piece of the body."""
         self._chunks.append(chunk)
-        self._buffered += len(chunk)
+        self.buffered_bytes += len(chunk)
         self._begun = True
-
-    @property
-    def over_high_water(self) -> bool:
-        """True when more has arrived than should be held."""
-        return self._buffered > HIGH_WATER_BYTES
-
-    def on_activity(self) -> None:
-        """Note that bytes have arrived."""
-        self._last_activity = self._loop.time()
-        self.received_at = perf_counter()
 
     def on_complete(self) -> None:
         """Take the end of the body; the connection is not ours any more."""
@@ -208,12 +232,14 @@ class UpstreamResponse:
         self._timer.cancel()
 
     def fail(self, error: UpstreamError) -> None:
-        """End the exchange with `error`, once the chunks that did arrive have been taken."""
-        if self._complete or self._error is not None:
-            return
-        self._error = error
-        self.close()
-        self.wake()
+        """End the exchange with `error`, unless it has ended already, and close the connection."""
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            self._error = error
+            self._timer.cancel()
+            connection.abandon()
+            self.wake()
 
     def _check_deadlines(self) -> None:
         """Fire the timer that is due, or sleep until the next one can be.
@@ -221,214 +247,350 @@ class UpstreamResponse:
         Chunks only note their time; one timer per exchange looks at it, which is far cheaper than one timer per chunk.
         """
         now = self._loop.time()
-        timeouts = self._timeouts
-        if now >= self._total_deadline:
-            self.fail(
-                UpstreamTimeout(
-                    f"The upstream did not finish within {timeouts.total_s:g} s. Ask for fewer tokens, or raise "
-                    "total_timeout_s.",
-                    code="upstream_total_timeout",
-                )
-            )
-            return
+        stall_s = self._timeouts.stall_s
         if not self._begun:
-            if now >= self._first_deadline:
-                self.fail(
-                    UpstreamTimeout(
-                        f"The upstream sent no token within {timeouts.first_token_s:g} s. It may be overloaded: try "
-                        "again later, or raise first_token_timeout_s.",
-                        code="upstream_first_token_timeout",
-                    )
-                )
-                return
             due = self._first_deadline
-        elif self._buffered > HIGH_WATER_BYTES:
-            due = now + timeouts.stall_s
+        elif self.buffered_bytes > HIGH_WATER_BYTES:
+            due = self._total_deadline  # we are the ones who paused
         else:
-            due = self._last_activity + timeouts.stall_s
-            if now >= due:
-                self.fail(
-                    UpstreamTimeout(
-                        f"The upstream fell silent for {timeouts.stall_s:g} s in the middle of its answer. Try again, "
-                        "or raise stall_timeout_s.",
-                        code="upstream_stall_timeout",
-                    )
-                )
-                return
-        next_look = min(due, now + timeouts.stall_s, self._total_deadline)
-        self._timer = self._loop.call_at(next_look, self._check_deadlines)
+            due = now + stall_s - (time.perf_counter() - max(self.received_at, self._resumed_at))
+        if now >= self._total_deadline:
+            self.fail(_total_timeout(self._timeouts))
+        elif now >= due:
+            self.fail(_stall_timeout(self._timeouts) if self._begun else _first_token_timeout(self._timeouts))
+        else:
+            next_look = min(due, now + stall_s, self._total_deadline)
+            self._timer = self._loop.call_at(next_look, self._check_deadlines)
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: feeds the parser, hands what it finds to the current exchange, knows whether it can be reused."""
+    """One connection: feeds the parser, hands what it finds to the current exchange, knows whether it can be reused.
+
+    closed: it is gone, or on its way. uses: exchanges begun on it.
+    """
 
     __slots__ = (
-        "_body_until_close",
+        "_answer_begun",
+        "_answer_ended",
+        "_bytes_without_body",
+        "_ends_at_eof",
+        "_eof",
         "_exchange",
-        "_head_bytes",
         "_headers",
-        "_keep_alive",
-        "_message_ended",
-        "_on_idle",
-        "_on_lost",
         "_parser",
         "_paused",
-        "_poisoned",
-        "_response_begun",
+        "_pool",
+        "_readable",
+        "_reusable",
         "_transport",
         "closed",
         "uses",
     )
 
-    def __init__(self, on_idle: Callable[[_Connection], None], on_lost: Callable[[_Connection], None]) -> None:
-        self._on_idle = on_idle
-        self._on_lost = on_lost
+    _transport: asyncio.Transport
+    _readable: select.poll
+
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
         self._exchange: UpstreamResponse | None = None
         self._headers: Headers = []
-        self._head_bytes = 0
-        self._body_until_close = False
-        self._response_begun = False
-        self._message_ended = False
-        self._keep_alive = False
-        self._poisoned = False
+        self._bytes_without_body = 0
+        self._answer_begun = False
+        self._answer_ended = False
+        self._reusable = True
+        self._ends_at_eof = False
+        self._eof = False
         self._paused = False
         self.closed = False
         self.uses = 0
 
     def send(self, exchange: UpstreamResponse, head: bytes, body: bytes) -> None:
         """Begin an exchange on this idle connection."""
-        assert self._transport is not None  # noqa: S101 -- connection_made ran before the pool handed us out
         self.uses += 1
         self._exchange = exchange
-        self._response_begun = False
-        self._message_ended = False
-        # One write for the usual request; joining a large body would copy it for nothing.
-        if len(body) <= HIGH_WATER_BYTES:
+        self._bytes_without_body = 0
+        self._answer_begun = False
+        self._answer_ended = False
+        if self.closed:  # between our being connected and this first use
+            exchange.fail(ConnectionLost())
+        elif len(body) <= HIGH_WATER_BYTES:
             self._transport.write(head + body)
         else:
-            self._transport.writelines((head, body))
+            self._transport.writelines((head, body))  # joining would copy a large body for nothing
 
     def abandon(self) -> None:
-        """Close: the exchange ends before its answer does."""
-        self._exchange = None
-        self.close()
+        """End the exchange before its answer does."""
+        if self._exchange is not None:
+            self._exchange = None
+            self.close()
+            self._pool.on_free(self)
 
     def close(self) -> None:
         """Close at once, without waiting for anything to be written."""
-        self._poisoned = True
-        if self._transport is not None and not self.closed:
+        if not self.closed:
+            self.closed = True
             self._transport.abort()
+
+    def shut_down(self) -> None:
+        """Close, and tell the exchange under way why."""
+        exchange = self._exchange
+        self.close()
+        if exchange is not None:
+            exchange.fail(_shutting_down())
+
+    def silent(self) -> bool:
+        """Tell whether nothing has arrived since the last answer: no end of the stream, and no byte too many."""
+        return not self._readable.poll(0)
 
     def resume_reading(self) -> None:
         """Read again after a pause."""
-        if self._paused and self._transport is not None:
+        if self._paused and not self.closed:
             self._paused = False
             self._transport.resume_reading()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the pool."""
         self._transport = transport  # type: ignore[assignment]  # create_connection gives a Transport
+        self._readable = select.poll()
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._pool.on_open(self)
 
     def data_received(self, data: bytes) -> None:
+        """Parse, then act on what the parser found."""
         exchange = self._exchange
         if exchange is None:
             self.close()  # bytes that nobody asked for: this connection cannot be trusted again
             return
-        self._response_begun = True
-        exchange.on_activity()
+        self._answer_begun = True
+        self._bytes_without_body += len(data)
+        exchange.received_at = time.perf_counter()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            exchange.fail(UpstreamBroken(f"The upstream sent something that is not HTTP/1.1 ({error})."))
-            self.close()
-            return
-        if self._message_ended:
+            self._reusable = False
+            if not self._answer_ended:
+                exchange.fail(_broken(f"sent something that is not HTTP/1.1 ({error})"))
+                return
+        if self._answer_ended:
             self._end(exchange)
-        elif exchange.over_high_water and not self._paused and self._transport is not None:
+        elif self._bytes_without_body > MAX_BYTES_WITHOUT_BODY:
+            exchange.fail(_broken(f"sent more than {MAX_BYTES_WITHOUT_BODY} bytes without a body"))
+        elif exchange.buffered_bytes > HIGH_WATER_BYTES and not self._paused:
             self._paused = True
             self._transport.pause_reading()
         exchange.wake()
 
     def eof_received(self) -> bool:
-        return False  # the transport closes, connection_lost says what that means
+        """Close at once: nothing can follow, and what we have not written yet would only be waited for."""
+        self._eof = True
+        self.close()
+        return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's signature
+        """Leave the pool; end the exchange, well if its body was to end so."""
         self.closed = True
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            if self._body_until_close and exc is None:
-                exchange.on_complete()
-                exchange.wake()
-            elif self._response_begun:
-                exchange.fail(UpstreamBroken("The upstream closed the connection in the middle of its answer."))
-            else:
-                exchange.fail(
-                    ConnectionLost(
-                        "The upstream closed the connection before it answered. Try again.",
-                        code="upstream_connection_lost",
-                    )
-                )
-        self._on_lost(self)
+        self._pool.on_lost(self)
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if self._ends_at_eof and self._eof:
+            self._end(exchange)
+            exchange.wake()
+        elif self._answer_begun:
+            exchange.fail(_broken("closed the connection in the middle of its answer"))
+        else:
+            exchange.fail(ConnectionLost())
 
-    # httptools callbacks, all called inside feed_data
+    # httptools callbacks, all called inside feed_data, so while there is an exchange
 
     def on_message_begin(self) -> None:
-        """Note a new message; one too many means that request and answer are out of step."""
-        if self._message_ended:
-            self._poisoned = True
+        """Expect a head; a second answer means that request and answer are out of step, and stops the parser."""
+        if self._answer_ended:
+            raise ValueError("there is more than one answer")
         self._headers = []
-        self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise ValueError("the head is too large")  # httptools turns it into HttpParserCallbackError
-        self._headers.append((name.lower(), value))
+        """Collect a header, or a trailer."""
+        self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Give the head to the exchange, unless it is an interim one (1xx)."""
-        status = self._parser.get_status_code()
-        if status < 200 or self._message_ended or self._exchange is None:  # noqa: PLR2004 -- RFC 9110, 15.2
+        status: int = self._parser.get_status_code()
+        if status < _FIRST_FINAL_STATUS:
+            if status < _FIRST_STATUS or self._has_framing():
+                raise ValueError("an interim answer has a body")  # there can be none, but llhttp would read one
             return
-        framed = status in {204, 304} or any(
-            name in {b"content-length", b"transfer-encoding"} for name, _ in self._headers
-        )
-        self._body_until_close = not framed
-        self._exchange.on_head(status, self._headers)
+        # Asked here because the parser forgets how the message was framed as soon as it ends.
+        self._reusable = self._parser.should_keep_alive()
+        if not self._reusable:
+            self._ends_at_eof = not self._has_framing()
+        headers = self._headers
+        self._headers = []  # trailers come after the body, and must not pass for headers (RFC 9110, 6.5.1)
+        if self._exchange is not None:
+            self._exchange.on_head(status, headers)
 
     def on_body(self, body: bytes) -> None:
         """Give a piece of the body to the exchange."""
-        if self._exchange is not None and not self._message_ended:
+        self._bytes_without_body = 0
+        if self._exchange is not None:
             self._exchange.on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note the end; `data_received` acts on it when the parser has returned."""
-        if self._exchange is not None and self._exchange.status != 0:
-            self._message_ended = True
-            # llhttp knows this here only: after the callback its state is that of the next message.
-            self._keep_alive = self._parser.should_keep_alive()
+        """Note the end, unless of an interim answer; `data_received` acts on it when the parser has returned."""
+        self._answer_ended = self._parser.get_status_code() >= _FIRST_FINAL_STATUS
+
+    def _has_framing(self) -> bool:
+        return any(name in _FRAMING_HEADERS for name, _ in self._headers)
 
     def _end(self, exchange: UpstreamResponse) -> None:
         """Finish the exchange and offer the connection for reuse, if its state is beyond doubt."""
         self._exchange = None
         exchange.on_complete()
-        unsent = self._transport is None or self._transport.get_write_buffer_size() > 0
-        if self._poisoned or unsent or self._body_until_close or not self._keep_alive:
-            self.close()
-        else:
+        if self._reusable and self._transport.get_write_buffer_size() == 0:
             self.resume_reading()
-            self._on_idle(self)
+        else:
+            self.close()
+        self._pool.on_free(self)
+
+
+class _Pool:
+    """The connections to one address, and the permits without which no exchange may begin.
+
+    Every exchange holds a permit from before it looks for a connection until it ends. Permits are handed on in the
+    order in which they were asked for. Idle connections hold none, and since one is opened only when none is idle,
+    there are never more than `max_connections` of both kinds together.
+    """
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, max_connections: int) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._max_connections = max_connections
+        self._free = max_connections
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle: dict[_Connection, None] = {}  # the one used last comes last
+        self._nothing_open = asyncio.Event()
+        self._closed = False
+        self.open: set[_Connection] = set()
+
+    def take_idle(self) -> _Connection | None:
+        """Return an idle connection with a permit for it, or None when there is not both."""
+        if self._free:
+            connection = self._pop_idle()
+            if connection is not None:
+                self._free -= 1
+                return connection
+        return None
+
+    async def acquire(self, timeout_s: float, *, fresh: bool = False) -> _Connection:
+        """Return a connection with a permit for it, waiting at most `timeout_s` for both. `fresh`: a new one.
+
+        Raises `UpstreamUnavailable`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._permit()
+                try:
+                    return (None if fresh else self._pop_idle()) or await self._connect()
+                except BaseException:
+                    self._release()
+                    raise
+        except TimeoutError as error:
+            raise UpstreamUnavailable(
+                f"No connection to the upstream within {timeout_s:g} s. Try again later.",
+                code="upstream_connect_timeout",
+            ) from error
+
+    async def aclose(self) -> None:
+        """Close every connection and wait until all are gone."""
+        self._closed = True
+        for connection in tuple(self.open):
+            connection.shut_down()
+        if self.open:
+            self._nothing_open.clear()
+            await self._nothing_open.wait()
+
+    # What connections call.
+
+    def on_open(self, connection: _Connection) -> None:
+        """Count a connection that is there now."""
+        self.open.add(connection)
+        if self._closed:
+            connection.close()
+
+    def on_free(self, connection: _Connection) -> None:
+        """Take back the permit of an exchange that has ended, and the connection if it can be used again."""
+        if not connection.closed:
+            self._idle[connection] = None
+        self._release()
+
+    def on_lost(self, connection: _Connection) -> None:
+        """Forget a connection that is gone."""
+        self._idle.pop(connection, None)
+        self.open.discard(connection)
+        if not self.open:
+            self._nothing_open.set()
+
+    def _pop_idle(self) -> _Connection | None:
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if not connection.closed and connection.silent():
+                return connection
+            connection.close()
+        return None
+
+    async def _permit(self) -> None:
+        """Take a permit, or wait for one in line."""
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self._release()  # the permit came just as we gave up
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def _release(self) -> None:
+        """Hand a permit to whoever has waited longest. So a free permit means that nobody waits."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    async def _connect(self) -> _Connection:
+        if self._closed:
+            raise _shutting_down()
+        if len(self.open) >= self._max_connections and self._idle:
+            next(iter(self._idle)).close()  # only a retry opens one although others are idle
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: _Connection(self), self._host, self._port, ssl=self._tls
+            )
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
+            raise UpstreamUnavailable(
+                f"The upstream cannot be reached ({type(error).__name__}). Try again later; the operator sees "
+                "`preamble doctor` for the cause."
+            ) from error
+        else:
+            return connection
 
 
 class UpstreamClient:
     """A pool of connections to one upstream.
 
-    base_url: scheme, host, port and an optional path prefix. api_key: sent as a bearer token with every request.
-    max_connections: more exchanges than that wait their turn, first come first served, at most `timeouts.connect_s`.
+    base_url: scheme, host, port and an optional path prefix; https trusts the system's certificates, or SSL_CERT_FILE.
+    api_key: sent as a bearer token with every request. max_connections: more exchanges than that wait their turn, first
+    come first served, at most `timeouts.connect_s`.
     """
 
     def __init__(
@@ -441,27 +603,22 @@ class UpstreamClient:
     ) -> None:
         parts = urlsplit(base_url)
         self.base_url = base_url
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        host = parts.hostname or ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         self._prefix = parts.path.rstrip("/").encode()
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        common = [f"host: {host}:{self._port}\r\n".encode()]
+        common = [f"host: [{host}]:{port}\r\n" if ":" in host else f"host: {host}:{port}\r\n"]
         if api_key is not None:
-            common.append(f"authorization: Bearer {api_key}\r\n".encode())
-        self._common = b"".join(common)
+            common.append(f"authorization: Bearer {api_key}\r\n")
+        self._common = "".join(common).encode()
+        self._common_lines = len(common)
         self._timeouts = timeouts
-        self._max_connections = max_connections
-        self._idle: list[_Connection] = []
-        self._open: set[_Connection] = set()
-        self._opening = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._closed = False
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._pool = _Pool(host, port, tls, max_connections)
 
     @property
     def open_connections(self) -> int:
         """Connections that exist now, idle or busy."""
-        return len(self._open)
+        return len(self._pool.open)
 
     async def request(
         self,
@@ -474,27 +631,30 @@ class UpstreamClient:
     ) -> UpstreamResponse:
         """Send a request; return the answer when its head is there, or all of it where `stream` is False.
 
-        `path` begins with a slash and may carry a query. `headers` must not name host, authorization, content-length
-        or a hop-by-hop header. Any status the upstream answers with is returned, not raised.
-        Raises `UpstreamUnavailable`, `UpstreamTimeout` or `UpstreamBroken`. Cancelling closes the connection.
+        An answer that is not streamed but longer than 256 KiB, or an event stream after all, is returned as soon as
+        that is known: iterate it. Any status the upstream answers with is returned, not raised.
+        `method` is not HEAD or CONNECT, whose answers are framed differently. `path` begins with a slash and may carry
+        a query. `headers` do not name host, authorization, content-length or a hop-by-hop header.
+        Raises `UpstreamUnavailable`, `UpstreamTimeout` or `UpstreamBroken`, and `ValueError` for a line break in
+        `path` or `headers`. Cancelling closes the connection.
         """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         head = self._head(method, path, headers, body)
-        for attempt in (1, 2):
-            connection = await self._acquire(fresh=attempt > 1)
-            exchange = UpstreamResponse(asyncio.get_running_loop(), connection, self._timeouts, stream=stream)
-            connection.send(exchange, head, body)
+        pool = self._pool
+        connection = pool.take_idle() or await pool.acquire(self._timeouts.connect_s)
+        while True:
+            response = UpstreamResponse(loop, connection, self._timeouts, started=started, stream=stream)
             try:
-                await exchange.head()
+                connection.send(response, head, body)
+                await response.head()
             except ConnectionLost:
-                # Typically the upstream closed an idle connection just as we wrote to it.
-                if attempt == 1:
-                    continue
-                raise
-            except BaseException:
-                exchange.close()
-                raise
-            return exchange
-        raise AssertionError("unreachable")
+                if connection.uses == 1:
+                    raise
+                # The upstream closed an idle connection just as we wrote to it. A new one cannot meet the same.
+                connection = await pool.acquire(self._timeouts.connect_s, fresh=True)
+            else:
+                return response
 
     async def request_json(self, method: str, path: str, payload: object = None) -> tuple[int, Any]:
         """Send `payload` as JSON; return the status and the decoded answer (None where it is empty or not JSON)."""
@@ -508,101 +668,52 @@ class UpstreamClient:
             return response.status, None
 
     async def aclose(self) -> None:
-        """Close every connection. Exchanges under way fail with `UpstreamUnavailable` or `UpstreamBroken`."""
-        self._closed = True
-        for connection in tuple(self._open):
-            connection.close()
-        while self._open:
-            await asyncio.sleep(0)
+        """Close every connection. Exchanges under way, waiting and new ones fail with `UpstreamUnavailable`."""
+        await self._pool.aclose()
 
     def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
         parts = [method.encode(), b" ", self._prefix, path.encode(), b" HTTP/1.1\r\n", self._common]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
+        lines = self._common_lines + len(headers) + 2  # the request line and the empty one
         if body or method != "GET":
             parts.append(b"content-length: %d\r\n" % len(body))
+            lines += 1
         parts.append(b"\r\n")
-        return b"".join(parts)
+        head = b"".join(parts)
+        if head.count(b"\n") != lines or head.count(b"\r") != lines:
+            raise ValueError("a line break in the path or in a header would make another request of this one")
+        return head
 
-    async def _acquire(self, *, fresh: bool) -> _Connection:
-        """Return a connection that is idle, new, or freed by somebody else within the connect timeout."""
-        if not fresh:
-            idle = self._take_idle()
-            if idle is not None:
-                return idle
-        try:
-            async with asyncio.timeout(self._timeouts.connect_s):
-                while len(self._open) + self._opening >= self._max_connections:
-                    idle = self._take_idle()
-                    if idle is not None:
-                        if not fresh:
-                            return idle
-                        idle.close()
-                    await self._turn()
-                return await self._connect()
-        except TimeoutError as error:
-            raise UpstreamUnavailable(
-                f"No connection to the upstream within {self._timeouts.connect_s:g} s. Try again later.",
-                code="upstream_connect_timeout",
-            ) from error
 
-    def _take_idle(self) -> _Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
-        return None
+def _broken(what: str) -> UpstreamBroken:
+    return UpstreamBroken(
+        f"The upstream {what}. Try again; if it stays so, check that the upstream URL names a vLLM server."
+    )
 
-    async def _turn(self) -> None:
-        """Wait until a connection is freed or lost."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._next_turn()  # it came just as we gave up: pass it on
-            else:
-                self._waiting.remove(turn)
-            raise
 
-    def _next_turn(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+def _shutting_down() -> UpstreamUnavailable:
+    return UpstreamUnavailable("The proxy is shutting down. Try again.", code="shutting_down")
 
-    async def _connect(self) -> _Connection:
-        if self._closed:
-            raise UpstreamUnavailable("The proxy is shutting down. Try again.", code="shutting_down")
-        loop = asyncio.get_running_loop()
-        self._opening += 1
-        try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self._on_idle, self._on_lost), self._host, self._port, ssl=self._tls
-            )
-        except OSError as error:
-            self._next_turn()
-            raise UpstreamUnavailable(
-                f"The upstream cannot be reached ({type(error).__name__}). Try again later; the operator sees "
-                "`preamble doctor` for the cause."
-            ) from error
-        finally:
-            self._opening -= 1
-        self._open.add(connection)
-        return connection
 
-    def _on_idle(self, connection: _Connection) -> None:
-        if self._closed:
-            connection.close()
-            return
-        self._idle.append(connection)
-        if self._waiting:
-            self._next_turn()
+def _first_token_timeout(timeouts: Timeouts) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"The upstream sent no token within {timeouts.first_token_s:g} s. It may be overloaded: try again later, or "
+        "raise first_token_timeout_s.",
+        code="upstream_first_token_timeout",
+    )
 
-    def _on_lost(self, connection: _Connection) -> None:
-        self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        self._next_turn()
+
+def _stall_timeout(timeouts: Timeouts) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"The upstream fell silent for {timeouts.stall_s:g} s in the middle of its answer. Try again, or raise "
+        "stall_timeout_s.",
+        code="upstream_stall_timeout",
+    )
+
+
+def _total_timeout(timeouts: Timeouts) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"The upstream did not finish within {timeouts.total_s:g} s. Ask for fewer tokens, or raise total_timeout_s.",
+        code="upstream_total_timeout",
+    )

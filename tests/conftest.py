@@ -62,10 +62,11 @@ class _PhasesOnTerminal:
     """Writes each phase of the start past pytest's capture: it takes most of a minute, and somebody is waiting."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._terminal = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture = config.pluginmanager.get_plugin("capturemanager")
         self._phase = ""
 
     def __call__(self, progress: Progress) -> None:
-        if self._terminal is not None and progress.phase != self._phase:
+        if self._capture is not None and progress.phase != self._phase:
             self._phase = progress.phase
-            self._terminal.write_line(f"[{progress.elapsed_s:5.1f} s] {progress.phase}")
+            with self._capture.global_and_fixture_disabled():
+                print(f"\n[{progress.elapsed_s:5.1f} s] {progress.phase}", end="", flush=True)  # noqa: T201 - as said

@@ -78,6 +78,17 @@ async def test_a_stream_is_64_chunks_of_vllms_shape_and_then_done() -> None:
     assert text == orjson.loads(completion_body())["choices"][0]["message"]["content"]
 
 
+async def test_usage_comes_before_done_for_a_client_that_asks_for_it() -> None:
+    body = b'{"stream": true, "stream_options": {"include_usage": true}}'
+    async with FakeUpstream(timing=FAST) as upstream, connected(upstream) as (reader, writer):
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        _, answer = await read_answer(reader)
+    *events, usage, done, _ = answer.split(b"\n\n")
+    assert (len(events), done) == (CHUNKS, b"data: [DONE]")
+    chunk = orjson.loads(usage.removeprefix(b"data: "))
+    assert (chunk["choices"], chunk["usage"]["completion_tokens"]) == ([], CHUNKS)
+
+
 async def test_a_reader_that_keeps_up_sees_every_chunk_in_a_read_of_its_own() -> None:
     async with FakeUpstream(timing=Timing(gap_s=0.02), chunks=8) as upstream, connected(upstream) as (reader, writer):
         writer.write(chat(stream=True))

@@ -202,7 +202,7 @@ def test_stopping_twice_or_before_a_start_does_nothing(settings: Settings) -> No
 
 def test_it_can_be_started_again_and_keeps_the_log_before(settings: Settings) -> None:
     again = engine(settings)
-    for _ in range(3):
+    for _ in range(2):
         with again.running():
             pass
     assert sorted(path.name for path in settings.data_dir.iterdir()) == ["engine.log", "engine.log.1"]

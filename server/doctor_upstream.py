@@ -1,0 +1,176 @@
+"""The checks of the upstream: is it there, what is it, and what of it is switched on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion, self_evaluate
+from server.checks import Check, failed, ok, warning
+from server.errors import UpstreamError
+from server.probe import ProbeClient, Scoring, UpstreamProfile, probe, score_labels, tokenize
+from server.settings import Settings
+
+# Reuse is by whole blocks: with larger ones a short constitution is computed again for every request.
+_LARGEST_SENSIBLE_BLOCK: Final = 64
+# Below this the model answers something else than the question, and the score is noise.
+_LEAST_LABEL_MASS: Final = 0.01
+
+
+async def check_upstream(settings: Settings, client: ProbeClient, *, nonce: str) -> list[Check]:
+    """Return what is fine about the upstream and what is not. `nonce`: a text that no earlier prompt began with."""
+    profile = await probe(client)
+    if not profile.reachable:
+        return [await _unreachable(settings, client)]
+    if not profile.models:
+        return [ok("upstream", f"{settings.upstream} answers."), _no_models(profile)]
+    examination = _Examination(settings, client, profile, nonce)
+    checks = [
+        ok("upstream", f"{settings.upstream} answers."),
+        _model(profile),
+        _system_message(settings, profile),
+        _prefix_caching(profile),
+        await examination.cache_hit(),
+        _scoring(profile),
+    ]
+    if profile.scoring is Scoring.LOGPROB_TOKEN_IDS:
+        checks.append(await examination.self_evaluation(LITERAL_QUESTION))
+    return checks
+
+
+async def _unreachable(settings: Settings, client: ProbeClient) -> Check:
+    try:
+        await client.request_json("GET", "/version")
+    except UpstreamError as error:
+        reason = error.message.partition(". ")[0]
+    else:
+        reason = "it answered only now, too late"
+    return failed(
+        "upstream",
+        f"{settings.upstream} does not answer: {reason}.",
+        "Start vLLM there, or correct the setting upstream (--upstream URL).",
+    )
+
+
+def _no_models(profile: UpstreamProfile) -> Check:
+    if profile.models_status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        remedy = "Set PREAMBLE_UPSTREAM_API_KEY to the key that vLLM was started with."
+        return failed("model", "It refuses our API key.", remedy)
+    return failed(
+        "model",
+        f"/v1/models lists none (status {profile.models_status}).",
+        "Point the setting upstream at the base URL of a vLLM that serves a model.",
+    )
+
+
+def _model(profile: UpstreamProfile) -> Check:
+    served = ", ".join(
+        model.name if model.max_model_len is None else f"{model.name} ({model.max_model_len:,} tokens)"
+        for model in profile.models
+    )
+    if profile.version is None:
+        remedy = "Point the setting upstream at vLLM itself; behind another proxy some checks cannot be made."
+        return warning("model", f"It serves {served}, and does not say which vLLM it is.", remedy)
+    return ok("model", f"vLLM {profile.version} serves {served}.")
+
+
+def _system_message(settings: Settings, profile: UpstreamProfile) -> Check:
+    name = "system message"
+    if settings.system_role != "auto":
+        return ok(name, f"Not asked: system_role is set to {settings.system_role}.")
+    if profile.honours_system:
+        return ok(name, "The chat template puts it into the prompt.")
+    if profile.honours_system is False:
+        remedy = "Nothing to do; a model with a system role in its template follows constitutions better."
+        return warning(name, "The chat template has none: constitutions go into the first user message.", remedy)
+    return warning(
+        name,
+        "Whether the chat template honours one could not be found out; it is taken to.",
+        "Serve a model with a chat template and leave /tokenize reachable, or set system_role.",
+    )
+
+
+def _prefix_caching(profile: UpstreamProfile) -> Check:
+    name = "prefix caching"
+    if profile.prefix_caching is None:
+        remedy = "Leave vLLM's /metrics reachable, and start it with --enable-prefix-caching."
+        return warning(name, "Whether it is on could not be read from /metrics.", remedy)
+    if not profile.prefix_caching:
+        remedy = "Start vLLM with --enable-prefix-caching."
+        return warning(name, "It is off: every request computes its constitution again.", remedy)
+    size = profile.block_size
+    if size is not None and size > _LARGEST_SENSIBLE_BLOCK:
+        return warning(
+            name,
+            f"It is on, in blocks of {size} tokens: what is shorter is computed again for every request.",
+            "Start vLLM with --block-size 32 (CPU) or 16 (GPU).",
+        )
+    return ok(name, "It is on." if size is None else f"It is on, in blocks of {size} tokens.")
+
+
+def _scoring(profile: UpstreamProfile) -> Check:
+    name = "label scoring"
+    if profile.scoring is Scoring.LOGPROB_TOKEN_IDS:
+        return ok(name, "Log-probabilities of chosen tokens, in one request of one token.")
+    if profile.scoring is Scoring.GENERATIVE_SCORING:
+        remedy = "Use vLLM 0.32: its /v1/completions takes logprob_token_ids."
+        return warning(name, "Only by /generative_scoring, which does not tell the label mass.", remedy)
+    remedy = "Use vLLM 0.32, and leave /v1/completions reachable."
+    return warning(name, "Not available: the model cannot evaluate its own answers.", remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Examination:
+    """The checks that send requests of their own."""
+
+    settings: Settings
+    client: ProbeClient
+    profile: UpstreamProfile
+    nonce: str
+
+    @property
+    def _model(self) -> str:
+        return self.profile.model_names[0]
+
+    async def cache_hit(self) -> Check:
+        """Send one prompt twice; the second time most of it should come from the cache."""
+        name = "cache hit"
+        if not self.profile.cached_token_details:
+            remedy = "Start vLLM with --enable-prompt-tokens-details."
+            return warning(name, "usage does not say which tokens came from the cache, so reuse stays unseen.", remedy)
+        words = 4 * (self.profile.block_size or 16)
+        prompt = await tokenize(self.client, self._model, self.nonce + " again" * words)
+        if prompt is not None:
+            await score_labels(self.client, self._model, prompt, (0,))
+            second = await score_labels(self.client, self._model, prompt, (0,))
+            if second is not None and second.cached_tokens:
+                return ok(
+                    name, f"Of two equal prompts the second reused {second.cached_tokens} of {len(prompt)} tokens."
+                )
+        remedy = "Start vLLM with --enable-prefix-caching; if it is on, give it more memory for its cache."
+        return warning(name, "Of two equal prompts the second reused nothing.", remedy)
+
+    async def self_evaluation(self, question: SelfEvaluationQuestion) -> Check:
+        """Ask the model about a tiny answer of its own, as adaptive sampling does."""
+        name = "self-evaluation"
+        suffix = "the literal question"
+        turns = [{"role": "user", "content": "What is the capital of France?"}]
+        turns += [{"role": "assistant", "content": "Paris."}, {"role": "user", "content": question.text}]
+        prompt = await tokenize(self.client, self._model, turns)
+        labels = [await tokenize(self.client, self._model, label) for label in (question.win_or_tie, question.loss)]
+        ids = [label[0] for label in labels if label is not None and len(label) == 1]
+        if prompt is None or len(ids) != len(labels) or ids[0] == ids[1]:
+            remedy = "Serve a chat model whose tokenizer has them, and leave /tokenize reachable."
+            return warning(name, f"{question.win_or_tie!r} and {question.loss!r} are not one token each.", remedy)
+        scores = await score_labels(self.client, self._model, prompt, ids)
+        if scores is None:
+            return warning(
+                name, f"The answer to {suffix} could not be read.", "Run doctor again when vLLM is less busy."
+            )
+        score = self_evaluate(*scores.logprobs)
+        found = f"By {suffix}: P(win or tie) {score.p_win_or_tie:.2f}, label mass {score.label_mass:.3f}"
+        if score.label_mass < _LEAST_LABEL_MASS:
+            remedy = "Use a larger model, or one trained to evaluate itself."
+            return warning(name, f"{found}: the model does not answer the question.", remedy)
+        return ok(name, f"{found}, for one tiny answer.")

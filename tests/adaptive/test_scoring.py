@@ -1,0 +1,117 @@
+"""From what a candidate has generated to one number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive.candidate import Partial
+from adaptive.clock import LoopClock
+from adaptive.engine import EngineBusy, EngineError, EngineFailed
+from adaptive.scoring import (
+    GroupConfidenceScorer,
+    Labels,
+    MeanLogProbabilityScorer,
+    ReadOutScorer,
+    Scorer,
+    ScoringFailed,
+    SelfEvaluationScorer,
+    lowest_group_confidence,
+)
+from adaptive.scripted import ScriptedEngine
+
+from .runs import LABELS, PROMPT, QUESTION
+
+LOG2 = math.log(2)
+logprobs = st.lists(st.floats(min_value=-50, max_value=0), min_size=1, max_size=30)
+
+
+async def test_self_evaluation_asks_once_for_all_with_the_question_after_the_tokens() -> None:
+    engine = ScriptedEngine([], LoopClock(), judge=lambda sequence: len(sequence) / 10, label_mass=0.8)
+    scores = await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS).score([Partial((7,)), Partial((7, 8))])
+    assert engine.scored == [(PROMPT + (7,) + QUESTION, PROMPT + (7, 8) + QUESTION)]
+    assert [score.value for score in scores] == pytest.approx([0.6, 0.7])
+    assert [score.label_mass for score in scores] == pytest.approx([0.8, 0.8])
+
+
+async def test_the_end_of_turn_is_not_repeated_before_the_question() -> None:
+    engine = ScriptedEngine([], LoopClock())
+    await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, end_ids=frozenset({99})).score([Partial((7, 99))])
+    assert engine.scored == [(PROMPT + (7,) + QUESTION,)]
+
+
+def test_spellings_of_a_label_are_added_up() -> None:
+    labels = Labels(win_or_tie=(1, 2), loss=(3,))
+    evaluation = labels.evaluate([math.log(0.2), math.log(0.1), math.log(0.1)])
+    assert evaluation.p_win_or_tie == pytest.approx(0.75)
+    assert evaluation.label_mass == pytest.approx(0.4)
+
+
+def test_impossible_spellings_add_nothing() -> None:
+    labels = Labels(win_or_tie=(1, 2), loss=(3,))
+    assert labels.evaluate([-math.inf, -math.inf, math.log(0.5)]).p_win_or_tie == 0.0
+
+
+@pytest.mark.parametrize("reading", [[0.0], [math.nan, -1.0], [1.0, -1.0]])
+def test_a_reading_that_makes_no_sense_is_a_failure_and_no_score(reading: list[float]) -> None:
+    with pytest.raises(ScoringFailed):
+        LABELS.evaluate(reading)
+
+
+@pytest.mark.parametrize(("error", "busy"), [(EngineBusy("full"), True), (EngineFailed("lost"), False)])
+async def test_the_engines_errors_become_failed_scoring(error: EngineError, *, busy: bool) -> None:
+    engine = ScriptedEngine([], LoopClock(), scoring_failures=[error])
+    with pytest.raises(ScoringFailed, match=str(error)) as caught:
+        await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS).score([Partial((7,))])
+    assert caught.value.engine_busy is busy
+
+
+async def test_a_model_that_answers_with_other_words_is_not_believed() -> None:
+    engine = ScriptedEngine([], LoopClock(), label_mass=0.005)
+    with pytest.raises(ScoringFailed, match="label mass"):
+        await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS).score([Partial((7,))])
+
+
+async def test_a_read_out_is_taken_from_the_latest_token() -> None:
+    scorer = ReadOutScorer(LABELS)
+    assert scorer.readout_ids == LABELS.ids
+    early, late = (math.log(0.1), math.log(0.3)), (math.log(0.3), math.log(0.1))
+    scores = await scorer.score([Partial((7, 8), readouts=(early, late))])
+    assert scores[0].value == pytest.approx(0.75)
+
+
+async def test_the_mean_log_probability_is_a_geometric_mean() -> None:
+    scores = await MeanLogProbabilityScorer().score(
+        [Partial((7, 8), logprobs=(math.log(0.5), math.log(0.125))), Partial(())]
+    )
+    assert [score.value for score in scores] == pytest.approx([0.25, 0.0])
+
+
+@pytest.mark.parametrize("scorer", [ReadOutScorer(LABELS), MeanLogProbabilityScorer(), GroupConfidenceScorer()])
+async def test_a_free_scorer_says_so_when_the_stream_carries_nothing_to_read(scorer: Scorer) -> None:
+    with pytest.raises(ScoringFailed, match="stream carries no"):
+        await scorer.score([Partial((7,))])
+
+
+async def test_group_confidence_is_that_of_the_least_sure_window() -> None:
+    sure, unsure = (0.0, -3 * LOG2), (-LOG2, -LOG2)
+    tops = (sure, unsure, unsure, sure, sure)
+    assert lowest_group_confidence(tops, 2) == pytest.approx(LOG2)
+    assert lowest_group_confidence(tops, 100) == pytest.approx((3 * 1.5 * LOG2 + 2 * LOG2) / 5)
+    scores = await GroupConfidenceScorer(window=2).score([Partial((1, 2, 3, 4, 5), top_logprobs=tops), Partial(())])
+    assert [score.value for score in scores] == pytest.approx([LOG2 / (1 + LOG2), 0.0])
+
+
+@given(logprobs, st.integers(min_value=1, max_value=40))
+def test_a_window_slides_over_every_group(values: list[float], window: int) -> None:
+    size = min(window, len(values))
+    means = [-math.fsum(values[at : at + size]) / size for at in range(len(values) - size + 1)]
+    assert lowest_group_confidence([(each,) for each in values], window) == pytest.approx(min(means), abs=1e-9)
+
+
+@given(logprobs)
+def test_a_masked_alternative_does_not_make_confidence_infinite(values: list[float]) -> None:
+    assert math.isfinite(lowest_group_confidence([(each, -math.inf) for each in values], 4))
