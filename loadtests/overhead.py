@@ -104,8 +104,6 @@ def compared_targets(gap_s: float, *, access_log: bool) -> Iterator[tuple[Target
         upstream = stack.enter_context(fake_upstream(folder, gap_s=gap_s))
         others = nginx(folder, upstream, access_log=access_log), preamble(folder, upstream, access_log=access_log)
         targets = (*(stack.enter_context(other) for other in others), upstream)
-        # Runs first on the way out: from here a second Ctrl-C must not keep a process from being ended.
-        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
         yield targets
 
 

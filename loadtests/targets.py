@@ -246,13 +246,17 @@ def _started(
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the group to end, then make it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_LIMIT_S)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """Ask the group to end, then make it. A second Ctrl-C has to wait until that is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_LIMIT_S)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _log(name: str, folder: Path) -> Path:

@@ -14,12 +14,12 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     """Return the body. Raises `BodyTooLarge` as soon as it is known to be over the limit."""
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdecimal() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise too_large(limit_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
     return bytes(body)
 
 
@@ -53,5 +53,8 @@ def json_object(media_type: str, body: bytes) -> dict[str, Any]:
     return value
 
 
-def _too_large(limit_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over the limit of {limit_bytes} bytes for this route. Send a shorter one.")
+def too_large(limit_bytes: int) -> BodyTooLarge:
+    """Return the error for a body over the limit."""
+    return BodyTooLarge(
+        f"The body is over this route's limit of {limit_bytes} bytes. Send a shorter one, or ask the operator to raise it."
+    )

@@ -26,10 +26,13 @@ def install_error_shape(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def error_response(error: PreambleError) -> Response:
-    """Return the answer that tells a client of `error`."""
+def error_response(error: PreambleError, status: int | None = None) -> Response:
+    """Return the answer that tells a client of `error`, with another status than the usual one if it is given."""
     return Response(
-        error.body_bytes(), status_code=error.status, media_type="application/json", headers=dict(error.headers)
+        error.body_bytes(),
+        status_code=status or error.status,
+        media_type="application/json",
+        headers=dict(error.headers),
     )
 
 
@@ -71,7 +74,7 @@ async def _http(request: Request, error: Exception) -> Response:
         shaped = BadRequest(f"{error.detail}.", headers=headers)
     else:
         shaped = PreambleError("The server could not answer. Try again.", headers=headers)
-    return error_response(shaped)
+    return error_response(shaped, error.status_code)
 
 
 async def _disconnected(_request: Request, _error: Exception) -> Response:

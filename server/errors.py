@@ -7,7 +7,6 @@
     ├── NotFound                      404  also for what belongs to somebody else: existence is not revealed
     ├── MethodNotAllowed              405
     ├── NotAcceptable                 406  the client takes none of the formats that there are
-    ├── Conflict                      409  the write would clash with what is there
     ├── PreconditionFailed            412  `If-Match` names a version that is no longer the active one
     ├── BodyTooLarge                  413
     ├── UnsupportedMediaType          415
@@ -108,14 +107,6 @@ class NotAcceptable(PreambleError):
     status = 406
     type = "invalid_request_error"
     default_code = "not_acceptable"
-
-
-class Conflict(PreambleError):
-    """409: the write would clash with what is there."""
-
-    status = 409
-    type = "invalid_request_error"
-    default_code = "conflict"
 
 
 class PreconditionFailed(PreambleError):

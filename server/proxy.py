@@ -24,14 +24,13 @@ import orjson
 import structlog
 
 from constitutions.compose import Placement, compose_anthropic_system, compose_instructions, compose_messages
+from server.bodies import is_json, json_object, too_large
 from server.errors import (
     BadRequest,
-    BodyTooLarge,
     Forbidden,
     MethodNotAllowed,
     NotFound,
     PreambleError,
-    UnsupportedMediaType,
     UpstreamError,
     UpstreamUnavailable,
 )
@@ -374,7 +373,7 @@ class _Request:
         if body:
             body, stream = await self._prepare(body)
         elif self._route.compose is not None:
-            raise BadRequest("The request has no body. Send a JSON object.")
+            raise BadRequest("The request has no body. Send a JSON object.", code="invalid_json")
         # 4. The upstream, while watching for the client to hang up.
         task = asyncio.current_task()
         watch = self._loop.create_task(self._watch(task))
@@ -401,7 +400,7 @@ class _Request:
     async def _read_body(self) -> bytes:
         limit = self._proxy.max_body_bytes
         if self._declared_bytes is not None and self._declared_bytes > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
@@ -419,7 +418,7 @@ class _Request:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return b"".join(parts)
 
     async def _prepare(self, raw: bytes) -> tuple[bytes, bool]:
@@ -427,18 +426,10 @@ class _Request:
 
         A body that is not JSON (audio, say) passes as it is; the routes that take a constitution insist on JSON.
         """
-        if not _is_json(self._content_type):
-            if self._route is not OTHER_ROUTE:
-                raise UnsupportedMediaType(
-                    "The body must be JSON. Send it with 'Content-Type: application/json'.", param="content-type"
-                )
+        media_type = self._content_type.decode("latin-1")
+        if self._route is OTHER_ROUTE and not is_json(media_type):
             return raw, False
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise BadRequest(f"The body is not valid JSON: {error}. Correct it and send it again.") from error
-        if not isinstance(body, dict):
-            raise BadRequest("The body must be a JSON object.")
+        body = json_object(media_type, raw)
         proxy = self._proxy
         identity = self._identity = proxy.callers.with_body_user(_known(self._identity), body.get("user"))
         compose = self._route.compose
@@ -589,13 +580,6 @@ def accepted_request_id(given: bytes) -> str | None:
     return None
 
 
-def _is_json(content_type: bytes) -> bool:
-    if content_type == b"application/json":
-        return True
-    kind = content_type.partition(b";")[0].strip().lower()
-    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
-
-
 def _is_event_stream(response: UpstreamResponse) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in response.headers)
 
@@ -604,9 +588,3 @@ def _known(identity: Identity | None) -> Identity:
     if identity is None:
         raise RuntimeError("a request is identified before its body is read")
     return identity
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body is larger than {limit} bytes. Send less, or ask the operator to raise max_body_bytes."
-    )

@@ -32,7 +32,7 @@ logprobs = st.lists(st.floats(min_value=-50, max_value=0), min_size=1, max_size=
 async def test_self_evaluation_asks_once_for_all_with_the_question_after_the_tokens() -> None:
     engine = ScriptedEngine([], LoopClock(), judge=lambda sequence: len(sequence) / 10, label_mass=0.8)
     scores = await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS).score([Partial((7,)), Partial((7, 8))])
-    assert engine.scored == [(PROMPT + (7,) + QUESTION, PROMPT + (7, 8) + QUESTION)]
+    assert engine.scored == [((*PROMPT, 7, *QUESTION), (*PROMPT, 7, 8, *QUESTION))]
     assert [score.value for score in scores] == pytest.approx([0.6, 0.7])
     assert [score.label_mass for score in scores] == pytest.approx([0.8, 0.8])
 
@@ -40,7 +40,7 @@ async def test_self_evaluation_asks_once_for_all_with_the_question_after_the_tok
 async def test_the_end_of_turn_is_not_repeated_before_the_question() -> None:
     engine = ScriptedEngine([], LoopClock())
     await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, end_ids=frozenset({99})).score([Partial((7, 99))])
-    assert engine.scored == [(PROMPT + (7,) + QUESTION,)]
+    assert engine.scored == [((*PROMPT, 7, *QUESTION),)]
 
 
 def test_spellings_of_a_label_are_added_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -80,9 +81,9 @@ async def test_a_reply_that_was_cut_does_not_vote() -> None:
 class Rewards:
     def __init__(self, *rewards: float) -> None:
         self.given = rewards
-        self.replies: list[str] = []
+        self.replies: Sequence[str] = ()
 
-    async def rewards(self, replies: list[str]) -> tuple[float, ...]:
+    async def rewards(self, replies: Sequence[str]) -> tuple[float, ...]:
         self.replies = replies
         return self.given
 

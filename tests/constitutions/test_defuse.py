@@ -89,6 +89,7 @@ def test_innocent_text_stays_as_it_is(text: str) -> None:
         ("<<s>s>", "<(s)s>"),
         ("</constitution|>", "(/constitution|)"),
         ("<|</constitution|>|>", "<|(/constitution|)|>"),
+        ("<|<s>|>", "(|(s)|)"),
     ],
 )
 def test_markup_loses_its_brackets_and_nothing_else_changes(text: str, expected: str) -> None:

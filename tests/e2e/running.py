@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 import httpx
 from openai import OpenAI
 
-COMMAND: Final = Path(sys.executable).with_name("preamble")
+ROOT: Final = Path(__file__).parents[2]
 ADMIN_KEY: Final = "an-admin-key-for-the-tests"
 _START_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 30.0
@@ -82,12 +82,14 @@ class Preamble:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREAMBLE_")}
         environment |= {f"PREAMBLE_{name.upper()}": str(value) for name, value in self.settings.items()}
         environment |= {"PREAMBLE_ADMIN_KEY": ADMIN_KEY, "PREAMBLE_UPSTREAM_API_KEY": self.upstream_api_key}
-        command = [COMMAND, "serve", "--json", "--upstream", self.upstream, "--port", str(self.port)]
-        command += ["--auth", "required", "--workers", str(self.workers), "--data-dir", str(self.data_dir)]
+        config = self.data_dir / "preamble.toml"  # empty, and named, so that nobody's own is read
+        config.touch()
+        command = [sys.executable, "-m", "server", "serve", "--json", "--config", str(config)]
+        command += ["--upstream", self.upstream, "--port", str(self.port), "--auth", "required"]
+        command += ["--workers", str(self.workers), "--data-dir", str(self.data_dir)]
         with self.log_path.open("a") as log:
-            # The working directory is its own, so that no preamble.toml of somebody's is read.
             self._process = subprocess.Popen(
-                command, cwd=self.data_dir, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
             )
         if self.port:
             self.base_url = f"http://127.0.0.1:{self.port}"
@@ -188,7 +190,7 @@ class FakeVllm:
         """Start it and wait until it listens."""
         options = ["--port", str(self.port), "--gap-ms", str(self.gap_ms)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "loadtests.fake_upstream", *options], stdout=subprocess.PIPE
+            [sys.executable, "-m", "loadtests.fake_upstream", *options], cwd=ROOT, stdout=subprocess.PIPE
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline().startswith(b"fake upstream on")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import os
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
@@ -43,7 +45,7 @@ class Peer(asyncio.Protocol):
     def __init__(self, server: AwkwardServer, script: Script) -> None:
         self._server = server
         self._script = script
-        self._received = b""
+        self._received = bytearray()
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.requests: list[bytes] = []
@@ -62,8 +64,8 @@ class Peer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         while (end := _end_of_request(self._received)) is not None:
-            self.requests.append(self._received[:end])
-            self._received = self._received[end:]
+            self.requests.append(bytes(self._received[:end]))
+            del self._received[:end]
         self._more.set()
 
     def eof_received(self) -> bool:
@@ -108,6 +110,14 @@ class Peer(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    def write_now(self, data: bytes) -> None:
+        """Put `data` on the wire before the loop does anything else."""
+        os.write(self._transport.get_extra_info("socket").fileno(), data)
+
+    def end_now(self) -> None:
+        """End both streams before the loop does anything else."""
+        self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
 
 class AwkwardServer:
     """Follows the k-th script on the k-th connection, and the last one on all that come later.
@@ -147,16 +157,12 @@ class AwkwardServer:
         return Peer(self, self._scripts[min(len(self.peers), len(self._scripts) - 1)])
 
 
-def _end_of_request(received: bytes) -> int | None:
-    head, separator, _ = received.partition(b"\r\n\r\n")
-    if not separator:
+def _end_of_request(received: bytearray) -> int | None:
+    end_of_head = received.find(b"\r\n\r\n")
+    if end_of_head < 0:
         return None
-    body = 0
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            body = int(value)
-    end = len(head) + len(separator) + body
+    length = re.search(rb"\r\ncontent-length: (\d+)\r\n", received[: end_of_head + 2])
+    end = end_of_head + 4 + (int(length[1]) if length else 0)
     return end if len(received) >= end else None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from constitutions.compose import Placement
 from constitutions.constitution import Limits
@@ -26,6 +25,9 @@ class Upstream:
     """Counts words for tokens; can be taken away."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.placement = Placement.SYSTEM
         self.context_tokens: int | None = 4096
         self.reachable = True
@@ -62,7 +64,3 @@ def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -
     )
     app.include_router(key_routes.build_router(store=store, identify=callers.identify))
     return app
-
-
-ClientOf = Callable[..., TestClient]
-"""Makes a client that sends the key of a user, or a token as it is."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from constitutions.compose import Placement
-from constitutions.constitution import Constitution, Principle
+from constitutions.constitution import Constitution, Limits, Principle
 from constitutions.formats import parse
-from constitutions.constitution import Limits
+from server.errors import NotFound
 from server.store import Store
 from server.wire import (
     ConstitutionVersionBody,
@@ -29,30 +31,48 @@ BRIEF = {"principles": [{"text": "Be brief.", "dimension": "style"}]}
 POLITE = {"principles": ["Be polite.", {"text": "Never guess.", "weight": 2.5, "note": "for the lawyers"}]}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(f"sqlite:///{tmp_path}/preamble.db") as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Store, Upstream, FastAPI]]:
+    """One application for all tests: FastAPI takes longer to build it than the tests take to use it."""
+    file = tmp_path_factory.mktemp("store") / "preamble.db"
+    with Store.open(f"sqlite:///{file}") as opened:
+        upstream = Upstream()
+        yield file, opened, upstream, build_app(opened, upstream)
 
 
 @pytest.fixture
-def upstream() -> Upstream:
-    return Upstream()
+def file(shared: tuple[Path, Store, Upstream, FastAPI]) -> Path:
+    return shared[0]
 
 
 @pytest.fixture
-def app(store: Store, upstream: Upstream) -> FastAPI:
-    return build_app(store, upstream)
+def store(shared: tuple[Path, Store, Upstream, FastAPI]) -> Store:
+    store = shared[1]
+    for user in ("alice", "bob", "acme:alice", "acme:bob"):
+        with contextlib.suppress(NotFound):
+            store.delete(user)
+    return store
 
 
 @pytest.fixture
-def anonymous(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, raise_server_exceptions=False) as client:
+def upstream(shared: tuple[Path, Store, Upstream, FastAPI]) -> Upstream:
+    shared[2].reset()
+    return shared[2]
+
+
+@pytest.fixture
+def app(shared: tuple[Path, Store, Upstream, FastAPI]) -> FastAPI:
+    return shared[3]
+
+
+@pytest.fixture
+def anonymous(app: FastAPI, store: Store, upstream: Upstream) -> Iterator[TestClient]:
+    with TestClient(app) as client:
         yield client
 
 
 def client_of(anonymous: TestClient, token: str) -> TestClient:
-    return TestClient(anonymous.app, raise_server_exceptions=False, headers={"authorization": f"Bearer {token}"})
+    return TestClient(anonymous.app, headers={"authorization": f"Bearer {token}"})
 
 
 @pytest.fixture
@@ -546,10 +566,12 @@ def test_naming_a_sub_user_without_that_right_is_403(alice: TestClient) -> None:
     assert_error(alice.get(OWN, headers={"x-preamble-user": "bob"}), 403, param="x-preamble-user")
 
 
-def test_a_key_revoked_by_another_process_is_refused_at_once(alice: TestClient, tmp_path: Path, store: Store) -> None:
-    alice.put(OWN, json=BRIEF)
-    with Store.open(f"sqlite:///{tmp_path}/preamble.db") as elsewhere:
-        elsewhere.revoke_key(store.keys()[0].id)
+def test_a_key_revoked_by_another_process_is_refused_at_once(anonymous: TestClient, store: Store, file: Path) -> None:
+    key, token = store.create_key("alice")
+    alice = client_of(anonymous, token)
+    assert alice.put(OWN, json=BRIEF).status_code == 201
+    with Store.open(f"sqlite:///{file}") as elsewhere:
+        elsewhere.revoke_key(key.id)
     assert_error(alice.get(OWN), 401)
 
 
@@ -563,14 +585,18 @@ def test_without_keys_the_operator_administers_everybody(store: Store, upstream:
 # Failures
 
 
-def test_a_store_that_fails_is_503_with_retry_after(alice: TestClient, tmp_path: Path) -> None:
-    alice.put(OWN, json=BRIEF)
-    for name in ("preamble.db-wal", "preamble.db"):
-        file = tmp_path / name
-        file.write_bytes(b"\xff" * file.stat().st_size)
-    response = alice.get(OWN)
-    assert_error(response, 503, code="store_unavailable")
-    assert response.headers["retry-after"] == "1"
+def test_a_store_that_fails_is_503_with_retry_after(tmp_path: Path, upstream: Upstream) -> None:
+    with (
+        Store.open(f"sqlite:///{tmp_path}/preamble.db") as store,
+        TestClient(build_app(store, upstream, auth_required=False)) as client,
+    ):
+        client.put(OWN, json=BRIEF)
+        with sqlite3.connect(tmp_path / "preamble.db") as connection:
+            connection.execute("DROP TABLE constitution_versions")
+        connection.close()
+        for response in (client.get(OWN), client.put(OWN, json=POLITE)):
+            assert_error(response, 503, code="store_unavailable")
+            assert response.headers["retry-after"] == "1"
 
 
 # OpenAPI

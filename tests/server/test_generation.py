@@ -71,12 +71,14 @@ def test_the_highest_number_wins_whatever_threads_and_processes_do(path: Path) -
     threads = [threading.Thread(target=raise_many, args=(path, first)) for first in (1, 2)]
     generation = SharedGeneration(path)
     seen = [0]
-    for worker in (*processes, *threads):
-        worker.start()
+    for process in processes:
+        process.start()
+    for thread in threads:
+        thread.start()
     while any(process.is_alive() for process in processes):
         seen.append(generation.current())
-    for worker in (*processes, *threads):
-        worker.join()
+    for thread in threads:
+        thread.join()
     assert seen == sorted(seen)
     assert generation.current() == 2000
     generation.close()

@@ -187,9 +187,9 @@ def test_what_is_no_name_is_a_bad_request(
     required: Identifier, optional: Identifier, keys: Keys, header: bytes
 ) -> None:
     token = keys.add("aaaaaaaa", "acme", may_name_sub_users=True)
-    for identify in (lambda: required.identify(None, token, header), lambda: optional.identify(None, None, header)):
+    for identifier, key in ((required, token), (optional, None)):
         with pytest.raises(BadRequest) as refused:
-            identify()
+            identifier.identify(None, key, header)
         assert refused.value.param == "x-preamble-user"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import re
@@ -332,10 +333,8 @@ def test_of_two_threads_with_the_same_if_match_exactly_one_wins(url: str) -> Non
 
             def write(store: Store, name: str, etag: str = etag, start: threading.Barrier = start) -> None:
                 start.wait()
-                try:
+                with contextlib.suppress(PreconditionFailed):
                     wins.append(store.put("alice", constitution(name), if_match=etag)[0].etag)  # noqa: B023 - joined below
-                except PreconditionFailed:
-                    pass
 
             threads = [
                 threading.Thread(target=write, args=(store, f"{name} {attempt}"))
@@ -450,7 +449,9 @@ def test_changes_name_what_was_written_and_nothing_else(store: Store) -> None:
     store.put("bob", BRIEF)
     key, _ = store.create_key("acme")
     changes = store.changes_since(before)
-    assert (changes.users, changes.keys, changes.everything) == ({"bob"}, {key.id}, False)
+    assert changes.users == {"bob"}
+    assert changes.keys == {key.id}
+    assert not changes.everything
     assert changes.upto == store.signal.current() == before + 2
     assert store.changes_since(changes.upto).users == frozenset()
 
@@ -467,7 +468,8 @@ def test_old_changes_are_dropped_and_a_reader_far_behind_is_told_so(store: Store
     store.put("alice", BRIEF)  # change 11 000, which prunes
     assert store.changes_since(999).everything
     within = store.changes_since(1000)
-    assert (within.everything, within.users) == (False, {"old", "alice"})
+    assert not within.everything
+    assert within.users == {"old", "alice"}
 
 
 def test_another_store_on_the_same_file_is_told_before_the_write_returns(url: str) -> None:
