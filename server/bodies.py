@@ -56,5 +56,5 @@ def json_object(media_type: str, body: bytes) -> dict[str, Any]:
 def too_large(limit_bytes: int) -> BodyTooLarge:
     """Return the error for a body over the limit."""
     return BodyTooLarge(
-        f"The body is over this route's limit of {limit_bytes} bytes. Send a shorter one, or ask the operator to raise it."
+        f"The body is over this route's limit of {limit_bytes} bytes. Send less, or ask the operator to raise it."
     )

@@ -17,8 +17,9 @@ to it. A request that meets this, and had not one byte of an answer, is sent onc
 9.3.1; Go's net/http does the same). A new connection that is lost is not the idle race: the upstream may have worked
 on the request for minutes, so its sender is told instead.
 
-Request and answer can never get out of step: whatever arrives beyond the end of an answer, in the same segment or
-while the connection is idle, closes that connection.
+Request and answer must not get out of step. Whatever arrives beyond the end of an answer closes the connection: in the
+same segment, while the connection is idle, or still unread when it is about to be used. (What such a server sends later
+yet cannot be told from an answer; HTTP/1.1 has no means for it.)
 """
 
 from __future__ import annotations

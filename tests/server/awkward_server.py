@@ -116,7 +116,8 @@ class Peer(asyncio.Protocol):
 
     def end_now(self) -> None:
         """End both streams before the loop does anything else."""
-        self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
 
 
 class AwkwardServer:

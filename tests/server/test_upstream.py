@@ -30,6 +30,9 @@ LATE_S = 0.5  # how late it may fire on a busy machine
 HELLO = answer(b"hello")
 
 
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """Run an async test once on asyncio's own loop and once on uvloop, which production uses."""
 
@@ -41,20 +44,19 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.run(run())
 
-    del on_loop.__wrapped__  # type: ignore[attr-defined]  # pytest looks for coroutines behind it
+    del on_loop.__wrapped__  # pytest looks for coroutines behind it
     own = inspect.Parameter("new_loop", inspect.Parameter.KEYWORD_ONLY)
     signature = inspect.signature(test)
     on_loop.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what pytest reads fixtures from
         parameters=[*signature.parameters.values(), own]
     )
-    loops = [asyncio.new_event_loop, uvloop.new_event_loop]
-    return pytest.mark.parametrize("new_loop", loops, ids=["asyncio", "uvloop"])(on_loop)
+    return LOOPS(on_loop)
 
 
 async def eventually(condition: Callable[[], bool], *, within_s: float = CLOSED_WITHIN_S) -> bool:
     """Return whether `condition` comes true in time."""
     deadline = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110 -- what is waited for has no event
         await asyncio.sleep(0.002)
     return condition()
 
@@ -254,7 +256,9 @@ async def test_a_request_says_what_it_was_told_to() -> None:
         ("/", ((b"a\n", b"b"),)),
     ],
 )
-async def test_a_line_break_cannot_make_two_requests_of_one(path: str, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+async def test_a_line_break_cannot_make_two_requests_of_one(
+    path: str, headers: tuple[tuple[bytes, bytes], ...]
+) -> None:
     async with talking([Do.READ, HELLO]) as (server, client):
         with pytest.raises(ValueError, match="line break"):
             await client.request("POST", path, headers=headers)
@@ -263,7 +267,7 @@ async def test_a_line_break_cannot_make_two_requests_of_one(path: str, headers: 
 
 @on_both_loops
 async def test_a_very_large_body_is_sent_whole() -> None:
-    body = bytes(range(256)) * (32 * 4096)
+    body = bytes(range(256)) * (16 * 4096)
     async with talking([Do.READ, HELLO] * 2) as (server, client):
         assert [await get(client, body=body), await get(client)] == [b"hello", b"hello"]
         assert server.requests[0].endswith(b"\r\n\r\n" + body)
@@ -278,7 +282,7 @@ async def test_json_is_sent_and_decoded() -> None:
         assert await client.request_json("GET", "/") == (200, None)
         assert await client.request_json("GET", "/") == (200, None)
         first, second, _ = server.requests
-        assert first.endswith('content-type: application/json\r\ncontent-length: 9\r\n\r\n{"q":"é"}'.encode())
+        assert first.endswith('content-type: application/json\r\ncontent-length: 10\r\n\r\n{"q":"é"}'.encode())
         assert b"content" not in second
 
 
@@ -365,6 +369,7 @@ async def test_an_answer_before_the_body_is_sent_is_taken_and_the_connection_is_
         assert (response.status, await response.read()) == (413, b"too large")
         assert await get(client) == b"hello"
         assert len(server.peers) == 2
+        server.peers[0].abort()  # it does not read, and so would not notice
 
 
 # The keep-alive race.
@@ -390,7 +395,8 @@ async def test_it_is_sent_again_only_once_and_not_on_another_idle_connection() -
         await both
         with pytest.raises(UpstreamUnavailable):
             await get(client, body=b"2")
-        assert [len(peer.requests) for peer in server.peers] == [1, 2, 1]
+        assert sorted(len(peer.requests) for peer in server.peers[:2]) == [1, 2]
+        assert [peer.requests[-1][-1:] for peer in server.peers[2:]] == [b"2"]
 
 
 @on_both_loops
@@ -402,8 +408,9 @@ async def test_it_is_sent_again_on_a_new_connection_even_when_the_pool_is_full_o
         assert await eventually(lambda: len(server.requests) == 2)
         go.set()
         await both
-        assert await get(client) == b"hello"
-        assert [len(peer.requests) for peer in server.peers] == [1, 2, 1]
+        assert await get(client, body=b"2") == b"hello"
+        assert sorted(len(peer.requests) for peer in server.peers[:2]) == [1, 2]
+        assert [peer.requests[-1][-1:] for peer in server.peers[2:]] == [b"2"]
 
 
 @on_both_loops
@@ -460,14 +467,6 @@ async def test_what_waits_unread_on_an_idle_connection_never_reaches_the_next_re
         assert await get(client) == b"second"
 
 
-@on_both_loops
-async def test_a_server_that_speaks_first_is_not_listened_to() -> None:
-    async with talking([POISON, Do.READ, POISON], [Do.READ, HELLO]) as (_, client):
-        with contextlib.suppress(UpstreamError):  # whether it is noticed before the request is written is chance
-            assert await get(client) in {b"poison", b"hello"}
-        assert await get(client) == b"hello"
-
-
 # Garbage.
 
 GARBAGE = {
@@ -486,8 +485,8 @@ GARBAGE = {
     "a folded header": b"HTTP/1.1 200 OK\r\na: b\r\n c\r\ncontent-length: 5\r\n\r\nhello",
     "bare line feeds": b"HTTP/1.1 200 OK\ncontent-length: 5\n\nhello",
     "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
-    "a length and chunks": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-    "chunks and a length": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "chunks and a length": chunked(b"hello", headers=b"content-length: 5\r\n"),
+    "a length and chunks": answer(b"5\r\nhello\r\n0\r\n\r\n", headers=b"transfer-encoding: chunked\r\n"),
     "a negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\nhello",
     "a length out of range": b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\nhello",
     "a chunk without a size": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
@@ -500,7 +499,7 @@ GARBAGE = {
 @on_both_loops
 async def test_garbage_is_an_error_at_once_and_harms_nobody_else(what: str) -> None:
     async with talking([Do.READ, GARBAGE[what]], [Do.READ, HELLO]) as (server, client):
-        with pytest.raises(UpstreamBroken, match="not HTTP/1.1"):
+        with pytest.raises(UpstreamBroken, match=r"not HTTP/1\.1"):
             await get(client)
         assert await get(client) == b"hello"
         assert len(server.peers) == 2
@@ -623,31 +622,42 @@ async def test_a_turn_that_comes_at_the_moment_of_cancellation_is_passed_on(firs
 
 
 @pytest.mark.parametrize(
-    "script",
+    "begin",
     [
-        [Do.READ],
-        [Do.STOP_READING],
-        [Do.READ, b"HTTP/1.1 100 Continue\r\n\r\n"],
-        [Do.READ, HELLO[:20]],
-        [Do.READ, HELLO[:-5]],
-        [Do.READ, HELLO[:-1]],
-        [Do.READ, b"HTTP/1.1 200 OK\r\n\r\nhel"],
+        b"",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        HELLO[:20],
+        HELLO[:-5],
+        HELLO[:-1],
+        b"HTTP/1.1 200 OK\r\n\r\nhel",
     ],
-    ids=["before the head", "sending", "after an interim answer", "in the head", "after it", "in the body", "1.0"],
+    ids=["nothing", "an interim answer", "half a head", "a head", "half a body", "half a body without a length"],
 )
 @pytest.mark.parametrize("stream", [True, False])
 @on_both_loops
-async def test_cancelling_closes_the_connection_in_every_phase(script: Script, stream: bool) -> None:
-    async with talking(script, [Do.READ, HELLO], max_connections=1) as (server, client):
-        task = asyncio.create_task(get(client, body=bytes(32_000_000), stream=stream))
-        assert await eventually(lambda: len(server.peers) == 1)
-        await asyncio.sleep(0.1)
+async def test_cancelling_closes_the_connection_whatever_has_arrived(begin: bytes, stream: bool) -> None:
+    async with talking([Do.READ, begin], [Do.READ, HELLO], max_connections=1) as (server, client):
+        task = asyncio.create_task(get(client, stream=stream))
+        assert await eventually(lambda: len(server.requests) == 1)
+        await asyncio.sleep(0.01)
         task.cancel()
-        assert await eventually(server.peers[0].gone.is_set) or script == [Do.STOP_READING]
+        assert await eventually(server.peers[0].gone.is_set)
         with pytest.raises(asyncio.CancelledError):
             await task
-        server.peers[0].abort()
         assert await get(client) == b"hello"
+
+
+@on_both_loops
+async def test_cancelling_while_the_request_is_being_written_does_not_wait_for_the_server_to_read_it() -> None:
+    async with talking([Do.STOP_READING], [Do.READ, HELLO], max_connections=1) as (server, client):
+        task = asyncio.create_task(get(client, body=bytes(32_000_000)))
+        assert await eventually(lambda: len(server.peers) == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await eventually(lambda: client.open_connections == 0)
+        assert await get(client) == b"hello"
+        server.peers[0].abort()  # it does not read, and so would not notice
 
 
 @on_both_loops
@@ -855,7 +865,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file with a self-signed certificate for 127.0.0.1 and its key."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
     subprocess.run(
-        [  # noqa: S607 -- the openssl of the system
+        [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
             *("-days", "1", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", path, "-out", path.with_suffix(".crt")),
