@@ -15,7 +15,6 @@ import http.client
 import importlib.metadata
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from server import engine_guard
+from server import engine_guard, engine_log
 from server.checkpoint import CheckpointError, Progress, ProgressListener, build_checkpoint, ignore_progress
 from server.engine_command import SMOLLM2, EngineCommand
 from server.settings import Settings
@@ -48,25 +47,6 @@ REPORT_S = 1.0
 # How long vLLM may take to stop by itself; it needs about one second. Then its processes are killed.
 GRACE_S = 10.0
 MAX_LOG_BYTES = 8 * 1024 * 1024
-
-# What vLLM 0.32 logs when a phase of its start begins, in order.
-_PHASES = (
-    ("non-default args", "reading the model's configuration"),
-    ("Initializing a V1 LLM engine", "starting the engine process"),
-    ("Starting to load model", "loading weights"),
-    ("KV cache size", "warming up"),
-    ("Starting vLLM server", "opening the HTTP server"),
-)
-
-# What a failed start says in its log, and what to do about it.
-_REMEDIES = (
-    (r"unrecognized arguments|invalid choice|expected one argument", "Correct the setting engine_args."),
-    (r"Address already in use", "Another process took the port; start again, or set engine_port."),
-    (r"No space left on device", "Free disk space in cache_dir and data_dir."),
-    (r"Cannot allocate memory|MemoryError|out of memory|DefaultCPUAllocator", "Free memory or use a smaller model."),
-    (r"larger than the maximum number of tokens|max seq len", "Pass a smaller --max-model-len in engine_args."),
-    (r"not a valid model identifier|Repository Not Found|couldn't connect", "Correct the setting model."),
-)
 
 
 class EngineError(Exception):
@@ -230,11 +210,7 @@ class EmbeddedEngine:
 
     def log_tail(self, lines: int = 20) -> str:
         """Return the last lines that vLLM wrote."""
-        try:
-            text = self.log_path.read_text(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(self._log().splitlines()[-lines:])
 
     def _spawn(self, command: EngineCommand, api_key: str) -> None:
         self.log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -266,22 +242,18 @@ class EmbeddedEngine:
                         "model is large."
                     )
                 )
-            now = self._phase()
+            now = engine_log.phase(self._log())
             if now != phase or elapsed_s - reported_s >= REPORT_S:
                 phase, reported_s = now, elapsed_s
                 progress(Progress(f"starting vLLM: {phase}", elapsed_s))
             time.sleep(POLL_S)
 
-    def _phase(self) -> str:
-        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-        reached = [phase for marker, phase in _PHASES if marker in text]
-        return reached[-1] if reached else "importing its code"
-
     def _explain(self, what: str) -> str:
-        tail = self.log_tail()
-        remedies = [remedy for pattern, remedy in _REMEDIES if re.search(pattern, tail, re.IGNORECASE)]
-        remedy = remedies[0] if remedies else "The log says more."
-        return f"{what} {remedy}\nLog: {self.log_path}, which ends:\n{tail}"
+        remedy, lines = engine_log.explain(self._log())
+        return f"{what} {remedy}\n{lines}\nThe whole log: {self.log_path}"
+
+    def _log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
 
 def _served_name(model: str | None) -> str:

@@ -95,7 +95,7 @@ class EngineCommand:
             # The weights are on disk: ask no server whether there are newer ones.
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         if not self.gpu:
-            # GiB for the prefix cache and running requests; vLLM would take half of the machine's memory. One GiB
-            # holds 46,592 tokens of SmolLM2, more than five full contexts.
+            # GiB for the prefix cache and running requests; vLLM would take 92% of the machine's memory, and not
+            # start where that is not free. One GiB holds 46,592 tokens of SmolLM2, more than five full contexts.
             environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1" if self.built_in else "4")
         return environment

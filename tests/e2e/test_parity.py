@@ -36,7 +36,7 @@ WEATHER = {
         },
     },
 }
-TOOLS: Body = CHAT | {"tools": [WEATHER], "max_tokens": 40}
+TOOLS: Body = CHAT | {"tools": [WEATHER], "max_tokens": 24}
 SCHEMA = {
     "type": "object",
     "properties": {"fruit": {"enum": ["apple", "pear"]}, "ripe": {"type": "boolean"}},
@@ -75,6 +75,7 @@ CHATS: dict[str, Body] = {
     "content in parts": CHAT | {"messages": [{"role": "user", "content": PARTS}]},
     "developer role": CHAT | {"messages": DEVELOPER},
     "system messages and names": CHAT | {"messages": CONVERSATION},
+    "unknown role": CHAT | {"messages": [{"role": "wizard", "content": "Name three fruits."}]},
     "tool results": CHAT | {"messages": TOOL_RESULT, "tools": [WEATHER]},
     "tools": TOOLS,
     "tools, none": TOOLS | {"tool_choice": "none"},
@@ -87,7 +88,7 @@ CHATS: dict[str, Body] = {
     "structured outputs of vLLM": CHAT | {"structured_outputs": {"choice": ["yes", "no"]}},
     "sampling fields of vLLM": CHAT | {"top_k": 5, "min_p": 0.1, "min_tokens": 3, "repetition_penalty": 1.3},
     "token ids": CHAT | {"return_token_ids": True, "logprobs": True, "return_tokens_as_token_ids": True},
-    "ignore_eos": CHAT | {"ignore_eos": True, "max_tokens": 20},
+    "ignore_eos": CHAT | {"ignore_eos": True, "stop_token_ids": [5]},
     "fields that nobody knows": CHAT | {"shiny": {"new": [1, None]}, "store": True, "metadata": {"a": "b"}},
     "user, safety and tiers": CHAT | {"user": "u-1", "safety_identifier": "s", "service_tier": "auto"},
 }
@@ -128,7 +129,10 @@ ERRORS: dict[str, tuple[str, Body]] = {
     "negative max_tokens": ("/v1/chat/completions", CHAT | {"max_tokens": -1}),
     "temperature of a wrong type": ("/v1/chat/completions", CHAT | {"temperature": "hot"}),
     "content of a wrong type": ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": 5}]}),
-    "unknown role": ("/v1/chat/completions", CHAT | {"messages": [{"role": "wizard", "content": "hi"}]}),
+    "content of a wrong type in a batch": (
+        "/v1/chat/completions/batch",
+        CHAT | {"messages": [[{"role": "user", "content": {"a": 1}}]]},
+    ),
     "too many logprobs": ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 99}),
     "stream options without stream": ("/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}}),
     "tool that is not there": (
@@ -166,12 +170,6 @@ def direct(vllm: Vllm) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture
-def both(direct: httpx.Client, user: User, vllm: Vllm) -> Both:
-    """Return what sends a request both ways."""
-    return Both(direct, user.http, vllm.model)
-
-
 class Both:
     """Sends a request to vLLM and through the proxy."""
 
@@ -201,6 +199,12 @@ class Both:
         expected, answer = self.send("POST", path, body | {"stream": True})
         assert expected.headers["content-type"].startswith("text/event-stream"), expected.text
         return told(sse_events(expected.content)), told(sse_events(answer.content))
+
+
+@pytest.fixture
+def both(direct: httpx.Client, user: User, vllm: Vllm) -> Both:
+    """Return what sends a request both ways."""
+    return Both(direct, user.http, vllm.model)
 
 
 @pytest.mark.parametrize("case", CHATS)

@@ -38,7 +38,10 @@ _TICKS = 3
 
 
 class Peer(asyncio.Protocol):
-    """One connection as the server sees it. requests: whole ones so far; gone: set when the connection is."""
+    """One connection as the server sees it.
+
+    requests: whole ones so far. gone: set when the connection is. steps_done: of its script.
+    """
 
     _transport: asyncio.Transport
 
@@ -49,6 +52,7 @@ class Peer(asyncio.Protocol):
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.requests: list[bytes] = []
+        self.steps_done = 0
         self.gone = asyncio.Event()
 
     @property
@@ -94,6 +98,7 @@ class Peer(asyncio.Protocol):
                     await self._more.wait()
             else:
                 self._do(step)
+            self.steps_done += 1
 
     def _do(self, step: Do) -> None:
         if step is Do.CLOSE:

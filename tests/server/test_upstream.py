@@ -50,7 +50,8 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     on_loop.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what pytest reads fixtures from
         parameters=[*signature.parameters.values(), own]
     )
-    return LOOPS(on_loop)
+    on_each: Callable[..., None] = LOOPS(on_loop)
+    return on_each
 
 
 async def eventually(condition: Callable[[], bool], *, within_s: float = CLOSED_WITHIN_S) -> bool:
@@ -666,7 +667,7 @@ async def test_cancelling_while_waiting_for_a_turn_leaves_the_line_in_order() ->
         first, second, third = (asyncio.create_task(get(client, body=name)) for name in (b"1", b"2", b"3"))
         assert await eventually(lambda: len(server.peers) == 1)
         second.cancel()
-        assert await asyncio.gather(first, third) == [b"hello", b"hello"]
+        assert [await first, await third] == [b"hello", b"hello"]
         assert [request[-1:] for request in server.requests] == [b"1", b"3"]
 
 
