@@ -31,7 +31,7 @@ from loadtests.answers import CHUNKS, MIN_CHUNKS, MODEL, SSE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GAP_S = 0.005  # far longer than a relay needs for 64 chunks, so that chunks of one stream do not meet in a buffer
+GAP_S = 0.010  # far longer than a relay needs for 64 chunks, so that chunks of one stream do not meet in a buffer
 _POLL_S = 0.005
 
 

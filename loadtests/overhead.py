@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MISSED, UNABLE, INTERRUPTED = 1, 2, 130
 _MEASUREMENT_LIMIT_S = 60.0
-_TABLE_WIDTH = 110  # a file or a pipe has no width of its own
+_TABLE_WIDTH = 120  # a file or a pipe has no width of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Plan:
 
     rounds: int = 7
     requests: int = 5000
-    streams: int = 256
+    streams: int = 128
     rate: float = 1000.0
     connections: int = CONNECTIONS
 
@@ -115,10 +115,10 @@ def main(
     *,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every target once in every mode.")] = 7,
     requests: Annotated[int, typer.Option(min=1, help="Non-streamed requests per target and round.")] = 5000,
-    streams: Annotated[int, typer.Option(min=1, help="Streamed requests per target and round.")] = 256,
+    streams: Annotated[int, typer.Option(min=1, help="Streamed requests per target and round.")] = 128,
     rate: Annotated[float, typer.Option(min=1.0, help="Requests per second of the latency comparison.")] = 1000.0,
     connections: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = CONNECTIONS,
-    gap_ms: Annotated[float, typer.Option(min=0.0, help="Time between the chunks of a stream.")] = 5.0,
+    gap_ms: Annotated[float, typer.Option(min=0.0, help="Time between the chunks of a stream.")] = 10.0,
     max_request_ratio: Annotated[float, typer.Option(help="Most CPU per request, in times nginx's.")] = 4.0,
     max_stream_ratio: Annotated[float, typer.Option(help="Most CPU per stream, in times nginx's.")] = 2.0,
     access_log: Annotated[bool, typer.Option(help="Switch the access logs of both on.")] = False,

@@ -123,17 +123,17 @@ def show(
 def _table(measurements: Sequence[Measurement]) -> Table:
     rate = measurements and typical(measurements, measurements[0].target, Mode.PACED, lambda r: r.requests_per_s)
     table = Table(title="Medians over rounds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     columns: list[tuple[str, Mode, Callable[[Result], float | None], str]] = [
-        ("CPU ms\nper request", Mode.REQUESTS, lambda r: r.cpu_ms, "{:.4f}"),
-        ("requests/s\nclosed loop", Mode.REQUESTS, lambda r: r.requests_per_s, "{:,.0f}"),
+        ("CPU ms\n/request", Mode.REQUESTS, lambda r: r.cpu_ms, "{:.4f}"),
+        ("requests\n/s", Mode.REQUESTS, lambda r: r.requests_per_s, "{:,.0f}"),
         (f"p50 ms at\n{rate or 0:,.0f}/s", Mode.PACED, lambda r: r.latency_ms.get("p50"), "{:.2f}"),
         (f"p99 ms at\n{rate or 0:,.0f}/s", Mode.PACED, lambda r: r.latency_ms.get("p99"), "{:.2f}"),
-        ("CPU ms\nper stream", Mode.STREAMS, lambda r: r.cpu_ms, "{:.3f}"),
-        ("streams/s", Mode.STREAMS, lambda r: r.requests_per_s, "{:,.0f}"),
-        ("first byte\np50 ms", Mode.STREAMS, lambda r: r.first_byte_ms.get("p50"), "{:.2f}"),
-        ("first byte\np99 ms", Mode.STREAMS, lambda r: r.first_byte_ms.get("p99"), "{:.2f}"),
-        ("pieces\nper stream", Mode.STREAMS, lambda r: r.pieces, "{:.1f}"),
+        ("CPU ms\n/stream", Mode.STREAMS, lambda r: r.cpu_ms, "{:.3f}"),
+        ("streams\n/s", Mode.STREAMS, lambda r: r.requests_per_s, "{:,.0f}"),
+        ("1st byte\np50 ms", Mode.STREAMS, lambda r: r.first_byte_ms.get("p50"), "{:.2f}"),
+        ("1st byte\np99 ms", Mode.STREAMS, lambda r: r.first_byte_ms.get("p99"), "{:.2f}"),
+        ("pieces\n/stream", Mode.STREAMS, lambda r: r.pieces, "{:.1f}"),
     ]
     for title, *_ in columns:
         table.add_column(title, justify="right", no_wrap=True)

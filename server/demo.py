@@ -174,7 +174,7 @@ class Demo:
     def _changes(self, before: Series, after: Series) -> None:
         self._heading("The metrics that moved: GET /metrics, before and after")
         moved = {series: value - before.get(series, 0.0) for series, value in after.items()}
-        table = Table(Column("series", no_wrap=True), "labels", "before", "after", box=None)
+        table = Table(Column("series", no_wrap=True), "labels", "before", "after", box=None, pad_edge=False)
         for (name, labels), change in moved.items():
             if change and not name.endswith("_sum"):
                 value = after[name, labels]

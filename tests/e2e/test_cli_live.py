@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,12 +47,12 @@ def run(tmp_path: Path, *arguments: str, **environ: str) -> tuple[int, str, str]
         return process.returncode, out, err
 
 
-def ready(process: subprocess.Popen[str]) -> dict[str, str]:
+def ready(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for what a command started with --json says when it is ready."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, f"it ended: {process.communicate()}"
-    said: dict[str, str] = json.loads(line)
+    said: dict[str, Any] = json.loads(line)
     return said
 
 
@@ -167,8 +168,8 @@ def test_a_proxy_whose_engine_dies_ends_with_the_reason(tmp_path: Path) -> None:
         base_url = ready(process)["base_url"]
         assert httpx.get(f"{base_url}/ready").json()["ready"] is True
         below = descendants(process.pid)
-        [server] = [pid for pid, line in below.items() if "api_server" in line and "engine_guard" not in line][:1]
-        os.kill(server, signal.SIGKILL)
+        servers = [pid for pid, line in below.items() if "api_server" in line and "engine_guard" not in line]
+        os.kill(servers[0], signal.SIGKILL)
         _, err = process.communicate(timeout=STOP_S)
     assert process.returncode == 1
     assert "vLLM ended by itself" in err

@@ -89,7 +89,7 @@ def test_the_clients_own_first_instructions_come_after_the_constitution(user: Us
     user.put_constitution("Speak of apples.")
     messages = [{"role": role, "content": "You are terse."}, *CHAT["messages"]]  # type: ignore[misc]
     prompt = detokenized(vllm, rendered(user, vllm, "/v1/chat/completions/render", messages=messages))
-    assert f"<|im_start|>{role}\n<constitution>" in prompt
+    assert prompt.startswith("<|im_start|>system\n<constitution>\n")  # vLLM tells templates that developer is system
     assert "</constitution>\n\nYou are terse.<|im_end|>" in prompt
     assert prompt.count("<constitution>") == 1
 
@@ -118,7 +118,7 @@ def test_a_version_that_is_not_there_is_a_404_for_the_openai_client(user: User, 
         user.openai.chat.completions.create(  # type: ignore[call-overload]
             model=vllm.model, extra_headers={TAG: f"{constitution_id}@9"}, **CHAT
         )
-    assert raised.value.param or raised.value.code
+    assert raised.value.param == "x"
 
 
 def test_every_new_version_is_used_by_the_very_next_request(user: User, vllm: Vllm) -> None:
@@ -144,20 +144,22 @@ def test_responses_take_it_as_instructions(user: User, vllm: Vllm) -> None:
     assert response.usage.input_tokens == len(tokens)
 
 
-def test_anthropic_messages_take_it_as_system(user: User, vllm: Vllm) -> None:
+def test_anthropic_messages_take_it_as_system(user: User, vllm: Vllm, preamble: Preamble) -> None:
     tag = user.put_constitution("Speak of apples.")
     request = {"messages": CHAT["messages"], "system": [{"type": "text", "text": "Be terse."}], "max_tokens": 4}
     tokens = rendered(user, vllm, "/v1/messages/render", **request)
     assert "1. Speak of apples.\n</constitution>\n\nBe terse.<|im_end|>" in detokenized(vllm, tokens)
     # As Anthropic's clients send the key.
     answer = httpx.post(
-        f"{user.http.base_url}v1/messages",
+        f"{preamble.base_url}/v1/messages",
         json={"model": vllm.model} | request,
         headers={"x-api-key": user.key, "anthropic-version": "2023-06-01"},
         timeout=60,
     )
     assert answer.headers[TAG] == tag
-    assert answer.json()["usage"]["input_tokens"] == len(tokens)
+    usage = answer.json()["usage"]
+    # Anthropic counts apart what was in a cache and what was put into it.
+    assert sum(count for name, count in usage.items() if name.endswith("input_tokens")) == len(tokens)
     counted = user.http.post("/v1/messages/count_tokens", json={"model": vllm.model} | request)
     assert counted.json()["input_tokens"] == len(tokens)
 

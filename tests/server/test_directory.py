@@ -246,6 +246,20 @@ async def test_a_reading_that_a_change_overtook_is_neither_kept_nor_joined(
     assert kept.tag == new.tag
 
 
+async def test_a_reading_that_a_change_overtook_leaves_the_user_to_be_loaded_again(
+    directory: Directory, store: Store, source: WatchedStore
+) -> None:
+    store.put("alice", BRIEF)
+    source.go_on.clear()
+    early = asyncio.create_task(directory.load("alice"))
+    await wait_for_reads(source, "active", 1)
+    store.put("alice", POLITE)
+    await directory.refresh()
+    source.go_on.set()
+    await early
+    assert directory.lookup("alice") is MISS
+
+
 async def test_a_waiter_that_is_cancelled_does_not_take_the_others_along(
     directory: Directory, store: Store, source: WatchedStore
 ) -> None:

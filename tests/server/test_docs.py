@@ -35,7 +35,7 @@ def test_every_metric_is_listed() -> None:
 
 
 def test_every_error_code_is_listed() -> None:
-    codes = set()
+    codes: set[object] = set()
     for path in SERVER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant):
@@ -52,7 +52,7 @@ def test_every_error_code_is_listed() -> None:
 
 
 def test_what_passes_and_what_does_not_is_listed() -> None:
-    for name in FORWARDED_HEADERS:
-        assert name.decode() in PAGE
+    for header in FORWARDED_HEADERS:
+        assert header.decode() in PAGE
     for name in (*OPERATOR_FIELDS, *ADMIN_PATHS):
         assert f"`{name}`" in PAGE

@@ -211,11 +211,11 @@ def test_a_signal_lets_answers_in_flight_finish_and_leaves_nothing(
 
 
 def test_an_answer_that_takes_too_long_does_not_hold_up_the_end(tmp_path: Path, upstream: str) -> None:
-    with serving(tmp_path / "data", "--upstream", upstream, "--json", "--shutdown-timeout-s", "0") as served:
-        with streamed_answer(served.ready()):
-            started = time.monotonic()
-            assert served.stop() == 0
-            assert time.monotonic() - started < CHUNKS * GAP_S
+    options = ("--upstream", upstream, "--json", "--shutdown-timeout-s", "0")
+    with serving(tmp_path / "data", *options) as served, streamed_answer(served.ready()):
+        started = time.monotonic()
+        assert served.stop() == 0
+        assert time.monotonic() - started < CHUNKS * GAP_S
 
 
 def test_workers_have_no_secret_in_their_arguments_and_end_when_their_supervisor_is_killed(

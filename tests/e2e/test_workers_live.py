@@ -1,0 +1,146 @@
+"""Two worker processes answer as one: what one is told the other knows, and the death of one is survived."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Vllm
+from tests.e2e.running import Preamble, User, until
+
+pytestmark = pytest.mark.live
+
+TAG = "x-preamble-constitution"
+MODELS = 'preamble_requests_total{route="models",status="200"}'
+STREAMS_IN_FLIGHT = 'preamble_requests_in_flight{route="chat_completions"}'
+
+
+@pytest.fixture(scope="module")
+def proxy(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preamble]:
+    data_dir = tmp_path_factory.mktemp("workers")
+    with Preamble(vllm.base_url, data_dir, upstream_api_key=vllm.api_key, workers=2) as running:
+        yield running
+    assert running.process.returncode == 0
+
+
+@pytest.fixture
+def alice(proxy: Preamble) -> User:
+    return proxy.user()
+
+
+def worker_of(answer: httpx.Response) -> str:
+    """Return what tells the worker that answered: the part of the request id that is drawn once per process."""
+    return answer.headers["x-request-id"][:16]
+
+
+def connections(proxy: Preamble, user: User) -> dict[str, httpx.Client]:
+    """Return a kept-alive connection to each of the two workers."""
+    found: dict[str, httpx.Client] = {}
+    for _ in range(200):
+        client = proxy.http(user.key)
+        found.setdefault(worker_of(client.get("/v1/models")), client)
+        if len(found) == 2:
+            return found
+    raise AssertionError("200 connections all went to one worker")
+
+
+def chat(client: httpx.Client, vllm: Vllm) -> httpx.Response:
+    body = {"model": vllm.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_a_new_version_is_used_by_the_very_next_request_of_either_worker(
+    proxy: Preamble, alice: User, vllm: Vllm
+) -> None:
+    workers = connections(proxy, alice)
+    number = 0
+    for _ in range(3):
+        for writer in workers.values():
+            number += 1
+            answer = writer.put("/v1/constitution", json={"principles": [f"Speak of the number {number}."]})
+            tag = f"{answer.json()['id']}@{number}"
+            for name, reader in workers.items():
+                answered = chat(reader, vllm)
+                assert answered.headers[TAG] == tag
+                assert worker_of(answered) == name
+
+
+def test_a_deleted_constitution_is_gone_from_both_workers(proxy: Preamble, alice: User, vllm: Vllm) -> None:
+    first, second = connections(proxy, alice).values()
+    alice.put_constitution("Speak of apples.")
+    assert TAG in chat(first, vllm).headers
+    assert TAG in chat(second, vllm).headers
+    assert first.delete("/v1/constitution").status_code == 204
+    assert TAG not in chat(second, vllm).headers
+    assert TAG not in chat(first, vllm).headers
+
+
+def test_a_revoked_key_is_refused_by_both_workers_at_once(proxy: Preamble, alice: User) -> None:
+    workers = connections(proxy, alice)
+    key_id = alice.key.split("_")[1]
+    assert proxy.http().delete(f"/v1/keys/{key_id}").status_code == 200
+    for client in workers.values():
+        assert client.get("/v1/models").status_code == 401
+
+
+def test_the_metrics_are_sums_over_both_workers(proxy: Preamble, alice: User) -> None:
+    workers = connections(proxy, alice)
+    before = proxy.metric(MODELS)
+    for client in workers.values():
+        for _ in range(3):
+            client.get("/v1/models")
+    for client in workers.values():
+        samples = client.get("/metrics").text.splitlines()
+        assert f"{MODELS} {before + 6}" in samples
+
+
+def test_the_death_of_a_worker_is_survived(proxy: Preamble, alice: User, vllm: Vllm) -> None:
+    tag = alice.put_constitution("Speak of apples.")
+    workers = connections(proxy, alice)
+    counted = proxy.metric(MODELS)
+    endless: dict[str, Any] = {
+        "model": vllm.model,
+        "messages": [{"role": "user", "content": "Count."}],
+        "max_tokens": 4000,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    victim, *others = proxy.worker_pids()
+    assert len(others) == 1
+    with alice.http.stream("POST", "/v1/chat/completions", json=endless) as stream:
+        parts = stream.iter_raw()  # kept: httpx ends the exchange when it goes
+        assert b"data:" in next(parts)
+        streaming_worker = worker_of(stream)
+        assert proxy.metric(STREAMS_IN_FLIGHT) == 1
+        # Which of the two process ids it is can only be found by trying; either way one worker is left.
+        os.kill(victim, signal.SIGKILL)
+        survivors = [client for client in workers.values() if answers(client)]
+        assert len(survivors) == 1
+        assert chat(survivors[0], vllm).headers[TAG] == tag
+        until(
+            lambda: len(proxy.worker_pids()) == 2 and victim not in proxy.worker_pids(),
+            timeout_s=30,
+            what="the dead worker is replaced",
+        )
+        stream_lives = streaming_worker == worker_of(survivors[0].get("/v1/models"))
+        assert proxy.metric(STREAMS_IN_FLIGHT) == float(stream_lives)
+    replaced = connections(proxy, alice)
+    assert len(set(replaced) - set(workers)) == 1
+    for client in replaced.values():
+        assert chat(client, vllm).headers[TAG] == tag
+    assert proxy.metric(MODELS) > counted
+    until(lambda: vllm.running_requests() == 0, timeout_s=2, what="the streams of both workers have ended")
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/v1/models").status_code == 200
+    except httpx.TransportError:
+        return False
