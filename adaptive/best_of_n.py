@@ -159,6 +159,8 @@ class BestOfN:
     async def _take_slots(self, wanted: int) -> int:
         if not self._state.candidates:
             return 1 + self._slots.take(wanted - 1)  # `run` has taken the first
+        # The batch before has ended, but its slots come back only when its streams are closed, a moment later.
+        await self._workers.closed()
         taken = self._slots.take(wanted)
         if not taken and not self._state.in_contention():
             await self._slots.take_first()

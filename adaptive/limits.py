@@ -68,9 +68,8 @@ class Ceiling:
         return max(0, min(self._total - self.in_use, self._per_holder - self._held[holder]))
 
     def take(self, holder: str, wanted: int) -> int:
-        """Take up to `wanted` slots, leaving one free for each request that waits; return how many."""
-        free = self._total - self.in_use - len(self._waiting)
-        taken = max(0, min(wanted, free, self.room(holder)))
+        """Take up to `wanted` slots, at once; return how many. Whoever waits has been served before."""
+        taken = min(wanted, self.room(holder))
         self._held[holder] += taken
         return taken
 
@@ -86,8 +85,7 @@ class Ceiling:
             if turn.done() and not turn.cancelled():
                 self.give_back(holder)  # the slot came in the same moment as the cancellation
             else:
-                self._waiting.remove((holder, turn))
-                self._serve()
+                self._serve()  # forgets who no longer waits
             raise
 
     def give_back(self, holder: str) -> None:

@@ -107,6 +107,12 @@ class Workers:
         """Stop that candidate's work upstream."""
         self._candidates[candidate].cancel()
 
+    async def closed(self) -> None:
+        """Return when the work upstream of every candidate that has ended or was stopped is over."""
+        open_streams = [task for task in self._candidates.values() if not task.done()]
+        if open_streams:
+            await asyncio.wait(open_streams)
+
     def judge(self, asked: Asked, partials: Sequence[Partial]) -> None:
         """Score, and report the answer. Nothing waits for it: the candidates go on."""
         task = self._group.create_task(self._judge(asked, partials))
@@ -147,12 +153,14 @@ class Workers:
     async def _follow(self, prompt: TokenIds, sampling: Sampling) -> None:
         index = sampling.candidate
         try:
+            ended = False
             async with aclosing(self._engine.generate(prompt, sampling)) as stream:
+                # To its very end: an engine closes cleanly, and keeps its connection, only after the last step.
                 async for step in stream:
                     self._inbox.put_nowait(Grew(index, step))
-                    if step.finish_reason is not None:
-                        return
-            raise EngineFailed("the stream ended without a finish reason")
+                    ended = step.finish_reason is not None
+            if not ended:
+                raise EngineFailed("the stream ended without a finish reason")
         except EngineError as error:
             self._inbox.put_nowait(Lost(index, error))
 

@@ -22,21 +22,22 @@ from constitutions.constitution import Limits
 from server import __version__, constitution_routes, key_routes, operations_routes
 from server.callers import Callers
 from server.directory import Directory
-from server.error_routes import install_error_shape
-from server.errors import StoreUnavailable, UpstreamError
+from server.error_routes import error_response, install_error_shape
+from server.errors import Forbidden, StoreUnavailable, UpstreamError
 from server.identity import Identifier, Salt, load_or_create_secret
 from server.logs import AccessLog, configure_logging
 from server.metrics import Metrics
 from server.openapi import describe_proxied_routes
 from server.probe import count_tokens, probe
 from server.proxy import Proxy
+from server.same_machine import check_same_machine
 from server.settings import Settings
 from server.store import Store
 from server.upstream import Timeouts, UpstreamClient
 from server.upstream_state import UpstreamWatch
 
 # Under /v1, and ours: everything else under /v1 is vLLM's.
-_OURS: Final = ("/v1/constitution", "/v1/users", "/v1/keys")
+_OURS: Final = ("/v1/constitution", "/v1/users/", "/v1/keys")
 _READY_TIMEOUT_S: Final = 2.0
 _PLACEMENTS: Final = {"system": Placement.SYSTEM, "first_user": Placement.FIRST_USER, "auto": None}
 
@@ -44,17 +45,25 @@ _PLACEMENTS: Final = {"system": Placement.SYSTEM, "first_user": Placement.FIRST_
 class PreambleApp:
     """The door: sends a request to the proxy or to FastAPI, by its path."""
 
-    def __init__(self, rest: FastAPI) -> None:
+    def __init__(self, rest: FastAPI, *, keys_required: bool) -> None:
         self.rest = rest
+        self._keys_required = keys_required
         self.proxy: ASGIApp | None = None  # there is one for as long as the lifespan lasts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
         if scope["type"] == "http" and self.proxy is not None:
             path: str = scope["path"]
-            if path.startswith("/v1/") and not any(path == ours or path.startswith(ours + "/") for ours in _OURS):
-                await self.proxy(scope, receive, send)
-                return
+            if path.startswith("/v1/"):
+                if not self._keys_required:
+                    try:
+                        check_same_machine(scope["headers"])
+                    except Forbidden as error:
+                        await error_response(error)(scope, receive, send)
+                        return
+                if not path.startswith(_OURS):
+                    await self.proxy(scope, receive, send)
+                    return
         await self.rest(scope, receive, send)
 
 
@@ -140,7 +149,7 @@ def create_app(settings: Settings) -> PreambleApp:
         )
     )
     describe_proxied_routes(rest)
-    app = PreambleApp(rest)
+    app = PreambleApp(rest, keys_required=settings.auth_required)
     return app
 
 

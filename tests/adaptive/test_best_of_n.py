@@ -222,6 +222,55 @@ def test_with_at_deadline_finish_the_best_so_far_alone_goes_on_to_its_end() -> N
     assert (played.took_s, played.engine.aborted) == (6.0, {1: 2.5})
 
 
+def test_with_at_deadline_finish_a_complete_candidate_is_returned_at_once() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(), deadline_ms=4500, at_deadline=AtDeadline.FINISH)
+    played = play(make_engine([script(0, 30), script(1, 4)], constant(0.9, 0.1)), policy)
+    assert (played.returned, played.took_s) == (1, 4.5)
+
+
+def test_what_arrives_after_a_candidate_was_stopped_changes_nothing() -> None:
+    played = play(make_engine([script(0, 5)]), Policy(checkpoints=(), deadline_ms=5000))
+    assert (played.outcome.choices[0].tokens, played.outcome.choices[0].complete) == (4, False)
+
+
+def test_a_reply_as_long_as_the_client_allows_is_complete() -> None:
+    played = play(make_engine([script(0, 9)], constant(0.95)), ADAPTIVE, max_tokens=3)
+    assert (played.outcome.choices[0].finish_reason, played.outcome.choices[0].complete) == ("length", True)
+    assert played.outcome.reason is StopReason.THRESHOLD
+
+
+def test_a_reply_cut_by_the_budget_does_not_reach_the_threshold() -> None:
+    policy = Policy(mode=Mode.ADAPTIVE, checkpoints=(), token_budget=5)
+    played = play(make_engine([script(0, 9)], constant(0.95)), policy)
+    assert (played.outcome.choices[0].complete, played.outcome.reason) == (False, StopReason.BUDGET)
+
+
+def test_under_a_ceiling_of_one_candidates_are_drawn_one_after_another() -> None:
+    ceiling = Ceiling(total=1, per_holder=1)
+    policy = Policy(mode=Mode.ADAPTIVE, n_max=3, checkpoints=())
+    played = play(make_engine([script(c, 3) for c in range(3)]), policy, slots=ceiling.slots("ada"))
+    assert (batches(played), played.engine.most_running) == ([1, 1, 1], 1)
+
+
+def test_a_replacement_waits_for_a_slot() -> None:
+    ceiling = Ceiling(total=1, per_holder=1)
+    engine = make_engine([script(0, 2, failure=EngineFailed("lost")), script(1, 3)])
+    clock = LoopClock()
+
+    async def main() -> tuple[float, int]:
+        run = asyncio.create_task(make_run(engine, ADAPTIVE, slots=ceiling.slots("ada")).run())
+        await clock.sleep(1)
+        other = asyncio.create_task(ceiling.take_first("bob"))
+        await other
+        assert clock.now() == 2
+        await clock.sleep(5)
+        ceiling.give_back("bob")
+        outcome = await run
+        return outcome.trace.candidates[1].drawn_s, outcome.choices[0].index
+
+    assert run_virtually(main()) == (7.0, 1)
+
+
 def test_the_ceiling_on_concurrent_candidates_holds_and_is_given_back() -> None:
     ceiling = Ceiling(total=3, per_holder=2)
     played = play(make_engine([script(c, 3) for c in range(4)]), BEST_OF_4, slots=ceiling.slots("ada"))
@@ -294,6 +343,42 @@ def test_when_scoring_fails_at_a_checkpoint_the_next_scorer_prunes_there() -> No
     played = play(engine, pruned_at(3, 0.5))
     assert prunings(played)[0].pruned == (0, 1)
     assert played.returned == 3
+
+
+def test_after_a_fallback_all_that_have_ended_are_judged_anew_by_the_new_scorer() -> None:
+    engine = ScriptedEngine(
+        [reply(tokens_of(c, 3 + c), logprob=-1.0 / (c + 1)) for c in range(3)],
+        LoopClock(),
+        scoring_failures=[None, EngineFailed("down")],
+    )
+    played = play(engine, Policy(mode=Mode.BEST_OF_N, n_max=3, checkpoints=()))
+    assert played.returned == 2
+    assert [score.scorer for score in played.outcome.trace.candidates[0].scores] == [
+        "self_evaluation",
+        "mean_log_probability",
+    ]
+
+
+def test_two_calls_that_fail_together_are_one_failure_of_the_scorer() -> None:
+    failures = [EngineFailed("down"), EngineFailed("down")]
+    engine = make_engine([script(0, 2), script(1, 3)], score_s=5.0, scoring_failures=failures)
+    played = play(engine, Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=()))
+    assert len(played.outcome.degradations) == 1
+    assert played.outcome.scorer == "mean_log_probability"
+
+
+def test_scores_of_a_scorer_that_has_failed_since_are_not_used() -> None:
+    engine = make_engine(
+        [script(c, 6) for c in range(3)], constant(0.5, 0.9, 0.1), scoring_failures=[None, EngineFailed("down")]
+    )
+    scorer = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS)
+    played = play(engine, pruned_at(3, 0.6, n_max=3), scorers=[scorer])
+    assert (played.returned, played.outcome.scorer) == (0, "none")
+
+
+def test_an_engine_too_busy_to_score_is_asked_for_nothing_more() -> None:
+    engine = make_engine([script(c, 3) for c in range(8)], scoring_failures=[EngineBusy("queue full")])
+    assert play(engine, ADAPTIVE).outcome.reason is StopReason.ENGINE_BUSY
 
 
 def test_when_every_scorer_fails_the_first_candidate_is_returned_and_the_mode_is_named() -> None:
@@ -372,11 +457,14 @@ def test_a_majority_is_found_without_a_single_score_when_none_can_be_had() -> No
 
 
 class Rewards:
+    asked = False
+
     def __init__(self, rewards: list[float] | None, takes_s: float = 0.0) -> None:
         self._rewards = rewards
         self._takes_s = takes_s
 
     async def rewards(self, replies: object) -> list[float]:
+        self.asked = True
         await asyncio.sleep(self._takes_s)
         if self._rewards is None:
             raise SelectionFailed("reward model is away")
@@ -399,8 +487,10 @@ def test_a_failing_reward_model_gives_way_to_the_scores_and_is_named() -> None:
 def test_a_reward_model_does_not_outlast_the_deadline(deadline_s: float) -> None:
     policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(), deadline_ms=int(deadline_s * 1000))
     engine = make_engine([script(c, 3) for c in range(2)])
-    played = play(engine, policy, selector=RewardModel(Rewards([1.0, 2.0], takes_s=60.0)))
+    rewards = Rewards([1.0, 2.0], takes_s=60.0)
+    played = play(engine, policy, selector=RewardModel(rewards))
     assert played.took_s == deadline_s
+    assert rewards.asked is (deadline_s == 4.0)
     assert "deadline" in played.outcome.degradations[0].cause
 
 
@@ -448,6 +538,14 @@ def test_commit_at_bounds_the_wait_with_the_best_so_far() -> None:
         CommitReason.COMMIT_AT
     ]
     assert played.took_s == 9.0
+
+
+def test_scores_that_arrive_after_the_choice_decide_nothing() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(Checkpoint(2, 0.5),), commit_at=4)
+    engine = make_engine([script(c, 12) for c in range(2)], constant(0.1, 0.9), score_s=5.0)
+    played = play(engine, policy, stream=True)
+    assert (played.returned, prunings(played)) == (0, [])
+    assert played.outcome.choices[0].scores[0].value == pytest.approx(0.1)
 
 
 def test_a_single_candidate_is_streamed_from_its_first_token() -> None:

@@ -38,6 +38,10 @@ def test_commit_at_takes_the_best_so_far_once_any_running_candidate_is_there() -
     assert commit(field, more_to_come=True, threshold=0.9, commit_at=10) is None
 
 
+def test_even_the_lowest_score_is_better_than_none() -> None:
+    assert best_so_far([contender(0), contender(1, score=0.0)]).index == 1
+
+
 def test_nobody_is_settled_on_when_nobody_is_there() -> None:
     assert commit([], more_to_come=False, threshold=0.0, commit_at=1) is None
 

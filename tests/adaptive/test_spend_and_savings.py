@@ -50,6 +50,12 @@ def test_candidates_that_were_never_drawn_count_as_long_as_the_mean() -> None:
     assert played.outcome.savings.full_tokens == 48
 
 
+def test_a_candidate_that_was_cut_counts_for_at_least_what_it_had() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(), deadline_ms=10_500)
+    played = play(make_engine([script(0, 20), script(1, 3)]), policy)
+    assert played.outcome.savings.full_tokens == 3 + 10
+
+
 def test_lost_candidates_are_spent_and_save_nothing() -> None:
     scripts = [script(0, 6), script(1, 5, failure=EngineFailed("lost"))]
     played = play(make_engine(scripts), Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=()))
