@@ -77,7 +77,7 @@ class BestOfN:
         self._listener: Listener = unheard
         self._final_asked: set[int] = set()
         self._next_checkpoint = 0
-        self._checkpoint_asked: int | None = None
+        self._checkpoint_call: Asked | None = None
         self._settled: Candidate | None = None
         self._published: list[Candidate] = []
 
@@ -149,7 +149,7 @@ class BestOfN:
             for index in range(first, first + count)
         ]
         state.candidates += state.batch
-        self._next_checkpoint, self._checkpoint_asked = 0, None
+        self._next_checkpoint, self._checkpoint_call = 0, None
         for candidate in state.batch:
             self._workers.follow(self._request.prompt, candidate.sampling, self._slots.give_back)
         indices = tuple(candidate.index for candidate in state.batch)
@@ -247,6 +247,8 @@ class BestOfN:
         if due:
             asked = Asked(state.scorer, tuple(due), place, state.now())
             state.pending.append(asked)
+            if place is not None:
+                self._checkpoint_call = asked
             self._workers.judge(asked, [state.candidates[each.candidate].beginning(each.tokens) for each in due])
 
     def _checkpoint_due(self) -> int | None:
@@ -259,7 +261,7 @@ class BestOfN:
         may_settle = self._live and self._adaptive and not self._state.scorer_failures
         # Whoever may have to name the best so far before any has ended needs scores to do it by.
         may_be_cut = (self._live and self._policy.commit_at is not None) or self._policy.deadline_ms is not None
-        while running and self._checkpoint_asked is None and self._next_checkpoint < len(self._policy.checkpoints):
+        while running and self._checkpoint_call is None and self._next_checkpoint < len(self._policy.checkpoints):
             place = self._next_checkpoint
             checkpoint = self._policy.checkpoints[place]
             if not reached(checkpoint.tokens, running):
@@ -267,7 +269,6 @@ class BestOfN:
             self._next_checkpoint += 1
             would_prune = kept(compared, checkpoint.keep, self._request.choices) < compared
             if would_prune or may_settle or (may_be_cut and compared > 1):
-                self._checkpoint_asked = place
                 return place
         return None
 
@@ -293,8 +294,8 @@ class BestOfN:
                 self._state.busy |= isinstance(error, EngineBusy)
             case Scored(asked, scores):
                 self._state.enter_scores(asked, scores)
-                if asked.scorer is self._state.scorer and asked.checkpoint is not None:
-                    self._checkpoint_asked = None
+                if asked is self._checkpoint_call:  # and not one of a batch that was lost meanwhile
+                    self._checkpoint_call = None
                     self._prune(asked, scores)
             case NotScored(asked, failure):
                 self._fall_back(asked, failure)
@@ -327,8 +328,8 @@ class BestOfN:
         state.scorer_failures += 1
         state.decisions.append(Degraded("scorer", asked.scorer.name, state.scorer_name, str(failure), state.now()))
         self._final_asked.clear()
-        if self._checkpoint_asked is not None:
-            self._next_checkpoint, self._checkpoint_asked = self._checkpoint_asked, None
+        if self._checkpoint_call is not None and self._checkpoint_call.checkpoint is not None:
+            self._next_checkpoint, self._checkpoint_call = self._checkpoint_call.checkpoint, None
 
     def _meet_deadline(self) -> None:
         state = self._state
@@ -363,6 +364,8 @@ class BestOfN:
             for candidate in state.batch
             if candidate.in_contention and (score := here.get(candidate.index, state.score(candidate))) is not None
         ]
+        if not standings:
+            return
         losers = prune(standings, checkpoint.keep, self._request.choices)
         for index in losers:
             self._end(state.candidates[index], Fate.PRUNED)

@@ -43,8 +43,8 @@ _TABLE_WIDTH = 120  # a file or a pipe has no width of its own
 class Plan:
     """How much is measured. Counts are per target and round; `rate` is in requests per second."""
 
-    rounds: int = 7
-    requests: int = 5000
+    rounds: int = 9
+    requests: int = 4000
     streams: int = 128
     rate: float = 1000.0
     connections: int = CONNECTIONS
@@ -57,8 +57,8 @@ class Plan:
             return [*common, "--stream", f"--requests={self.streams}", "--warm-up=1", f"--body-bytes={length}"]
         common.append(f"--body-bytes={len(completion_body())}")
         if mode is Mode.PACED:
-            # About one second, and never fewer than the 99th percentile needs.
-            return [*common, f"--requests={max(200, int(self.rate))}", f"--rate={self.rate}"]
+            # About half a second, and never fewer than the 99th percentile needs.
+            return [*common, f"--requests={max(200, int(self.rate / 2))}", f"--rate={self.rate}"]
         return [*common, f"--requests={self.requests}"]
 
 
@@ -113,8 +113,8 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 def main(
     *,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every target once in every mode.")] = 7,
-    requests: Annotated[int, typer.Option(min=1, help="Non-streamed requests per target and round.")] = 5000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures every target once in every mode.")] = 9,
+    requests: Annotated[int, typer.Option(min=1, help="Non-streamed requests per target and round.")] = 4000,
     streams: Annotated[int, typer.Option(min=1, help="Streamed requests per target and round.")] = 128,
     rate: Annotated[float, typer.Option(min=1.0, help="Requests per second of the latency comparison.")] = 1000.0,
     connections: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = CONNECTIONS,

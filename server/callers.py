@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.directory import MISS, ActiveConstitution, Directory
+from server.errors import NotFound
 from server.identity import Identifier, Identity
 from server.metrics import Metrics
 
@@ -39,4 +40,8 @@ class Callers:
 
     async def pinned(self, user: str, tag: str) -> ActiveConstitution:
         """Return the version named `<id>@<version>`. Raises `NotFound`, `BadRequest`, `StoreUnavailable`."""
-        return await self._directory.load_version(user, tag)
+        try:
+            return await self._directory.load_version(user, tag)
+        except NotFound as error:
+            # The store names a field of the REST routes; here it was a header that named the version.
+            raise NotFound(error.message, param="x-preamble-constitution", code=error.code) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -11,7 +12,7 @@ from adaptive.best_of_n import BestOfN
 from adaptive.candidate import Fate
 from adaptive.clock import LoopClock
 from adaptive.committing import CommitReason
-from adaptive.engine import EngineBusy, EngineFailed, TokenIds
+from adaptive.engine import EngineBusy, EngineFailed, GeneratedTokens, Sampling, TokenIds
 from adaptive.events import Committed, Delta, Event
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import AtDeadline, Checkpoint, Mode, Policy, Streaming
@@ -145,6 +146,21 @@ def test_the_next_checkpoint_waits_for_the_scores_of_the_one_before() -> None:
     ]
 
 
+def test_scores_of_a_batch_that_was_lost_meanwhile_decide_nothing_in_the_next() -> None:
+    policy = Policy(mode=Mode.ADAPTIVE, n_max=4, threshold=0.9, checkpoints=(Checkpoint(2, 0.5),))
+    scripts = [script(0, 3, failure=EngineFailed("lost")), script(1, 9)]
+    engine = make_engine(scripts, constant(0.1, 0.95), score_s=5.5)
+    played = play(engine, policy, stream=True)
+    assert [call.answered_s for call in played.outcome.trace.scoring] == [7.5, 10.5]
+    assert [(each.compared, each.at_s) for each in prunings(played)] == [((1,), 10.5)]
+
+
+def test_a_checkpoint_at_which_nothing_can_be_decided_costs_nothing() -> None:
+    policy = Policy(mode=Mode.ADAPTIVE, n_max=2, threshold=0.9, checkpoints=(Checkpoint(2, 0.5),))
+    played = play(make_engine([script(0, 6)], constant(0.95)), policy)
+    assert played.engine.scored == [((*PROMPT, *tokens_of(0, 6), *QUESTION),)]
+
+
 def test_the_last_candidate_is_not_scored_where_nothing_depends_on_it() -> None:
     played = play(make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.4, 0.3, 0.2)), pruned_at(3, 0.01))
     assert len(played.engine.scored) == 1
@@ -199,6 +215,7 @@ def test_at_the_deadline_a_complete_candidate_is_preferred_to_a_better_one_that_
     policy = Policy(mode=Mode.ADAPTIVE, n_max=8, checkpoints=(), deadline_ms=5500)
     played = play(make_engine([script(0, 3), script(1, 30)], constant(0.2, 0.8)), policy)
     assert (played.returned, played.outcome.reason, played.took_s) == (0, StopReason.DEADLINE, 5.5)
+    assert played.outcome.degradations == ()
     assert played.engine.aborted == {1: 5.5}
 
 
@@ -220,6 +237,7 @@ def test_with_at_deadline_finish_the_best_so_far_alone_goes_on_to_its_end() -> N
     played = play(make_engine([script(0, 6), script(1, 6)]), policy)
     assert played.outcome.choices[0].complete
     assert (played.took_s, played.engine.aborted) == (6.0, {1: 2.5})
+    assert {at for at, _ in played.events} == {6.0}
 
 
 def test_with_at_deadline_finish_a_complete_candidate_is_returned_at_once() -> None:
@@ -240,9 +258,11 @@ def test_a_reply_as_long_as_the_client_allows_is_complete() -> None:
 
 
 def test_a_reply_cut_by_the_budget_does_not_reach_the_threshold() -> None:
-    policy = Policy(mode=Mode.ADAPTIVE, checkpoints=(), token_budget=5)
-    played = play(make_engine([script(0, 9)], constant(0.95)), policy)
-    assert (played.outcome.choices[0].complete, played.outcome.reason) == (False, StopReason.BUDGET)
+    policy = Policy(mode=Mode.ADAPTIVE, checkpoints=(), token_budget=10)
+    played = play(make_engine([script(0, 9), script(1, 9)], constant(0.95, 0.95)), policy, choices=2)
+    assert [each.tokens for each in played.outcome.choices] == [5, 5]
+    assert not any(each.complete for each in played.outcome.choices)
+    assert played.outcome.reason is StopReason.BUDGET
 
 
 def test_under_a_ceiling_of_one_candidates_are_drawn_one_after_another() -> None:
@@ -250,6 +270,23 @@ def test_under_a_ceiling_of_one_candidates_are_drawn_one_after_another() -> None
     policy = Policy(mode=Mode.ADAPTIVE, n_max=3, checkpoints=())
     played = play(make_engine([script(c, 3) for c in range(3)]), policy, slots=ceiling.slots("ada"))
     assert (batches(played), played.engine.most_running) == ([1, 1, 1], 1)
+
+
+class SlowToClose(ScriptedEngine):
+    """An engine whose streams go on for a second after their last step."""
+
+    async def generate(self, prompt: TokenIds, sampling: Sampling) -> AsyncGenerator[GeneratedTokens, None]:
+        async for step in super().generate(prompt, sampling):
+            yield step
+        await asyncio.sleep(1)
+
+
+def test_a_slot_is_free_again_only_when_the_stream_is_closed() -> None:
+    engine = SlowToClose([script(c, 3) for c in range(2)], LoopClock())
+    ceiling = Ceiling(total=1, per_holder=1)
+    policy = Policy(mode=Mode.ADAPTIVE, n_max=2, checkpoints=())
+    played = play(engine, policy, slots=ceiling.slots("ada"))
+    assert [each.drawn_s for each in played.outcome.trace.candidates] == [0.0, 4.0]
 
 
 def test_a_replacement_waits_for_a_slot() -> None:
@@ -528,6 +565,12 @@ def test_a_candidate_at_the_threshold_at_a_checkpoint_is_streamed_and_its_siblin
     assert commits(played)[0].at_s == 2.0
     assert played.outcome.reason is StopReason.THRESHOLD
     assert len(played.engine.scored) == 1
+
+
+def test_best_of_n_commits_to_no_candidate_for_its_score() -> None:
+    engine = make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.95, 0.2, 0.96))
+    played = play(engine, pruned_at(3, 0.5), stream=True)
+    assert commits(played) == [Committed(choice=0, candidate=3, held_back=6, at_s=6.0)]
 
 
 def test_commit_at_bounds_the_wait_with_the_best_so_far() -> None:

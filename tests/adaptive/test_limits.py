@@ -87,6 +87,18 @@ async def test_one_who_stops_waiting_takes_no_slot(*, served_first: bool) -> Non
     assert ceiling.in_use == 0
 
 
+async def test_a_slot_that_comes_back_skips_one_who_has_just_stopped_waiting() -> None:
+    ceiling = Ceiling(total=1, per_holder=1)
+    await ceiling.take_first("ada")
+    waiting = asyncio.create_task(ceiling.take_first("bob"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    ceiling.give_back("ada")
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ceiling.take("eve", 1) == 1
+
+
 @pytest.mark.parametrize(("total", "per_holder"), [(0, 1), (1, 0)])
 def test_a_ceiling_below_one_is_refused(total: int, per_holder: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):

@@ -1,4 +1,4 @@
-"""The real proxy in a process of its own, started as an operator starts it, and what a test can see of it from outside."""
+"""The real proxy in a process of its own, started as an operator starts it, and what can be seen of it from outside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,9 @@ class Preamble:
         self.start()
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _at: TracebackType | None
+    ) -> None:
         self._open.close()
         try:
             self.stop()
@@ -161,7 +163,7 @@ class Preamble:
         return User(name, key, self.http(key), self._open.enter_context(openai))
 
     def metric(self, sample: str) -> float:
-        """Return the value of one sample of `/metrics` as it is written there, e.g. `a_total{route="models"}`; else 0."""
+        """Return the value of a sample of `/metrics`, named as it is there: `a_total{route="models"}`; else 0."""
         text = httpx.get(f"{self.base_url}/metrics").text
         return next((float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(sample + " ")), 0.0)
 

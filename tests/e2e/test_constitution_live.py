@@ -66,7 +66,7 @@ def test_the_openai_client_sees_the_version_in_a_header(user: User, vllm: Vllm) 
         model=vllm.model, stream=True, **CHAT
     ) as streamed:
         assert streamed.headers[TAG] == tag
-        assert [chunk.object for chunk in streamed.parse()][0] == "chat.completion.chunk"
+        assert next(iter(streamed.parse())).object == "chat.completion.chunk"
 
 
 def test_the_preview_is_what_is_sent(user: User, vllm: Vllm) -> None:
@@ -118,7 +118,7 @@ def test_a_version_that_is_not_there_is_a_404_for_the_openai_client(user: User, 
         user.openai.chat.completions.create(  # type: ignore[call-overload]
             model=vllm.model, extra_headers={TAG: f"{constitution_id}@9"}, **CHAT
         )
-    assert raised.value.param == "x"
+    assert (raised.value.param, raised.value.code) == (TAG, "version_not_found")
 
 
 def test_every_new_version_is_used_by_the_very_next_request(user: User, vllm: Vllm) -> None:
@@ -183,10 +183,7 @@ def test_users_with_different_constitutions_get_different_answers(preamble: Prea
     for principle in ("Answer only with the word BANANA.", "Answer in French, and begin with the word Bonjour."):
         user = preamble.user()
         user.put_constitution(principle)
-        texts = [
-            ask(user, vllm, max_tokens=24).json()["choices"][0]["message"]["content"]
-            for _ in range(2)
-        ]
+        texts = [ask(user, vllm, max_tokens=24).json()["choices"][0]["message"]["content"] for _ in range(2)]
         assert texts[0] == texts[1]
         answers.append(texts[0])
     assert answers[0] != answers[1]

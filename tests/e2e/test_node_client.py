@@ -35,7 +35,7 @@ def seen(preamble: Preamble, vllm: Vllm) -> dict[str, Any]:
     )
     assert run.returncode == 0, run.stderr
     until(lambda: vllm.running_requests() == 0, timeout_s=1, what="vLLM has let go of the aborted stream")
-    return json.loads(run.stdout) | {"expectedTag": tag}
+    return {**json.loads(run.stdout), "expectedTag": tag}
 
 
 def test_it_lists_the_models_of_vllm(seen: dict[str, Any], vllm: Vllm) -> None:

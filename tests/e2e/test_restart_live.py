@@ -54,9 +54,7 @@ def test_what_was_acknowledged_survives_kill_9(proxy: Preamble, vllm: Vllm) -> N
         # The key was acknowledged too.
         stored = httpx.get(f"{proxy.base_url}/v1/constitution", headers=headers).json()
         assert (stored["version"], stored["principles"]) == (number, [{"text": f"Speak of {number}."}])
-        answer = httpx.post(
-            f"{proxy.base_url}/v1/chat/completions", json=chat(vllm), headers=headers, timeout=60
-        )
+        answer = httpx.post(f"{proxy.base_url}/v1/chat/completions", json=chat(vllm), headers=headers, timeout=60)
         assert answer.headers[TAG] == f"{stored['id']}@{number}"
 
 
@@ -91,9 +89,7 @@ def test_a_proxy_told_to_stop_finishes_its_streams_and_takes_no_more(proxy: Prea
 
 
 def test_a_proxy_told_to_stop_does_not_wait_for_ever(vllm: Vllm, tmp_path: Path) -> None:
-    with Preamble(
-        vllm.base_url, tmp_path, upstream_api_key=vllm.api_key, settings={"shutdown_timeout_s": 1}
-    ) as proxy:
+    with Preamble(vllm.base_url, tmp_path, upstream_api_key=vllm.api_key, settings={"shutdown_timeout_s": 1}) as proxy:
         alice = proxy.user()
         body = chat(vllm, max_tokens=4000, stream=True)
         with alice.http.stream("POST", "/v1/chat/completions", json=body) as stream:

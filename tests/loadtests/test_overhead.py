@@ -62,7 +62,7 @@ def test_a_small_run_measures_every_target_in_every_mode_and_misses_a_ratio_that
     assert set(taken) == {(name, mode) for name in ("nginx", "preamble", "direct") for mode in Mode}
     for (_, mode), result in taken.items():
         assert result["errors"] == {}
-        assert result["requests"] == {"requests": 64, "streams": 8, "paced": 400}[mode]
+        assert result["requests"] == {"requests": 64, "streams": 8, "paced": 200}[mode]
         assert result["cpu_ms"] > 0
     assert [verdict["met"] for verdict in said["verdicts"]] == [False, True]
     assert said["environment"]["nginx"][0].isdigit()
@@ -145,7 +145,7 @@ def test_the_table_shows_each_target_and_says_which_ratio_is_missed() -> None:
 
 
 def test_the_paced_load_keeps_the_rate_and_the_streamed_one_its_count() -> None:
-    plan = Plan(rounds=1, requests=10, streams=20, rate=300.0, connections=3)
-    assert {"--requests=300", "--rate=300.0", "--connections=3"} <= set(plan.options(Mode.PACED))
+    plan = Plan(rounds=1, requests=10, streams=20, rate=600.0, connections=3)
+    assert {"--requests=300", "--rate=600.0", "--connections=3"} <= set(plan.options(Mode.PACED))
     assert {"--requests=20", "--stream"} <= set(plan.options(Mode.STREAMS))
     assert "--requests=10" in plan.options(Mode.REQUESTS)

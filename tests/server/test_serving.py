@@ -229,7 +229,11 @@ def test_workers_have_no_secret_in_their_arguments_and_end_when_their_supervisor
         assert "spawn_main" in lines
         assert not [secret for secret in secrets.values() if secret in lines]
         served.process.kill()
-        wait_for(lambda: not any(alive(child) for child in children), STOP_S)
+        try:
+            wait_for(lambda: not any(alive(child) for child in children), STOP_S)
+        finally:
+            for child in filter(alive, children):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_with_its_upstream_down_it_says_so_and_is_ready_when_that_comes(tmp_path: Path) -> None:

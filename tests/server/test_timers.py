@@ -133,7 +133,8 @@ async def test_stall_fires_in_the_middle_of_a_stream(
 
 async def test_stall_does_not_fire_while_chunks_keep_coming(openai: AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.timing = Timing(gap_s=0.3)
-    upstream.frames = upstream.frames[:3] + upstream.frames[-1:]
+    frames = upstream.frames[False]
+    upstream.frames[False] = frames[:3] + frames[-1:]
     stream = await openai.chat.completions.create(**CHAT, stream=True)
     assert [chunk.choices[0].finish_reason async for chunk in stream] == [None, None, None, "stop"]
 
@@ -142,12 +143,16 @@ async def test_total_fires_in_a_stream_that_never_ends(
     proxy: RunningProxy, openai: AsyncOpenAI, upstream: FakeUpstream
 ) -> None:
     upstream.timing = Timing(gap_s=0.1)
-    words = 0
+    chunks = []
+
+    async def listen() -> None:
+        async for chunk in await openai.chat.completions.create(**CHAT, stream=True):
+            chunks.append(chunk)  # noqa: PERF401 - those before the error are what is looked at
+
     with takes(TOTAL_S), pytest.raises(APIError) as raised:
-        async for _ in await openai.chat.completions.create(**CHAT, stream=True):
-            words += 1
+        await listen()
     assert raised.value.code == "upstream_total_timeout"
-    assert words > 5
+    assert len(chunks) > 5
     await upstream.until(lambda server: server.open_requests == 0, timeout_s=1.0)
     assert await counted(proxy, "upstream_total_timeout") == 1
 
@@ -163,9 +168,7 @@ async def test_total_fires_before_an_answer_that_is_not_streamed(
     assert await counted(proxy, "upstream_total_timeout") == 1
 
 
-async def test_stall_fires_in_a_whole_answer_that_arrives_in_part(
-    openai: AsyncOpenAI, upstream: FakeUpstream
-) -> None:
+async def test_stall_fires_in_a_whole_answer_that_arrives_in_part(openai: AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.completion = upstream.completion[:-20]
     with takes(STALL_S), pytest.raises(APIStatusError) as raised:
         await openai.chat.completions.create(**CHAT)
