@@ -52,7 +52,7 @@ def environment() -> Environment:
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(pages / 2**30, 1),
-        system=f"{platform.system()} {platform.release()}",
+        system=f"{platform.system()} {platform.release().partition('-')[0]}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         nginx=_output(nginx_binary(), "-v").rpartition("/")[2] or "unknown",
         packages={name: _version(name) for name in _PACKAGES},

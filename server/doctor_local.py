@@ -12,7 +12,7 @@ from typing import Final
 from server import migrations
 from server.checks import Check, failed, ok, warning
 from server.errors import StoreUnavailable
-from server.identity import load_or_create_secret
+from server.identity import SECRET_FILE, load_or_create_secret
 from server.settings import Settings
 from server.store import Store
 
@@ -20,7 +20,6 @@ _MIB: Final = 1024 * 1024
 _LITTLE_SPACE_BYTES: Final = 1024 * _MIB
 _NO_SPACE_BYTES: Final = 50 * _MIB
 _NAME: Final = "store"
-_SALT_KEY: Final = "secret"  # the file of `load_or_create_secret`
 
 
 def store_exists(settings: Settings) -> bool:
@@ -57,7 +56,7 @@ def check_secret(settings: Settings) -> Check:
     """Return whether the secret behind cache salts can be used."""
     if settings.secret is not None:
         return ok("secret", "Given in the settings.")
-    path = settings.data_dir / _SALT_KEY
+    path = settings.data_dir / SECRET_FILE
     if not path.exists():
         return ok("secret", f"Will be made at the first start, in {path}.")
     try:

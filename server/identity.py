@@ -21,7 +21,7 @@ DEFAULT_USER: Final = "default"
 ADMIN_USER: Final = "admin"
 
 _REMEMBERED: Final = 10_000
-_FILE_NAME: Final = "secret"
+SECRET_FILE: Final = "secret"
 _SECRET_BYTES: Final = 32
 
 
@@ -171,7 +171,7 @@ def load_or_create_secret(data_dir: Path) -> bytes:
     Processes that start at the same time get the same one. Raises `StoreUnavailable` with the remedy if the file cannot
     be made, is damaged, or others may read it.
     """
-    path = data_dir / _FILE_NAME
+    path = data_dir / SECRET_FILE
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():

@@ -49,6 +49,8 @@ def configure_logging(level: str, log_format: str, stream: IO[str] = sys.stderr)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # Each worker opens the store, and each time Alembic would tell what database it talks to.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -262,7 +262,9 @@ def _token_ids(answer: tuple[int, Any] | None) -> tuple[int, ...] | None:
     if answer is None or answer[0] != _OK or not isinstance(answer[1], dict):
         return None
     token_ids = answer[1].get("tokens")
-    return tuple(token_ids) if isinstance(token_ids, list) else None
+    if not isinstance(token_ids, list) or not all(type(token_id) is int for token_id in token_ids):
+        return None
+    return tuple(token_ids)
 
 
 async def _cache_config(client: ProbeClient) -> tuple[bool | None, int | None]:

@@ -75,7 +75,7 @@ def tokenize_dropping_system(payload: Any) -> tuple[int, Any]:
 
 
 def detokenize(payload: Any) -> tuple[int, Any]:
-    return 200, {"prompt": "".join(map(chr, payload["tokens"]))}
+    return 200, {"prompt": "".join(chr(token % 0x110000) for token in payload["tokens"])}
 
 
 def complete(payload: Any) -> tuple[int, Any]:

@@ -122,6 +122,7 @@ SCORED = [{"logprobs": {"top_logprobs": [{"token_id:0": -1.0, "token_id:1": -1.0
 @given(st.sampled_from(sorted(scripted.working_routes())), st.sampled_from([200, 400, 404, 500]), shapes)
 @example("/v1/completions", 200, {"choices": SCORED, "usage": "none"})
 @example("/v1/completions", 200, {"choices": SCORED, "usage": {"prompt_tokens_details": [1]}})
+@example("/tokenize", 200, {"tokens": ["x", None]})
 @example("/v1/models", 200, {"data": [{"id": "odd", "max_model_len": "long"}, 3, {"id": 4}]})
 async def test_no_answer_however_odd_makes_probing_fail(path: str, status: int, value: Any) -> None:
     profile = await probe(ScriptedUpstream(scripted.working_routes() | {path: fixed(status, value)}))
