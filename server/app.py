@@ -33,6 +33,7 @@ from server.proxy import Proxy
 from server.same_machine import check_same_machine
 from server.settings import Settings
 from server.store import Store
+from server.tally import Tally
 from server.upstream import Timeouts, UpstreamClient
 from server.upstream_state import UpstreamWatch
 
@@ -80,7 +81,8 @@ def create_app(settings: Settings) -> PreambleApp:
     store = Store.open(settings.store_url)
     directory = Directory(store, on_failure=metrics.store_degraded.inc)
     identifier = Identifier(directory, auth_required=settings.auth_required, admin_key=_revealed(settings.admin_key))
-    callers = Callers(directory, identifier, metrics)
+    tally = Tally(metrics)
+    callers = Callers(directory, identifier, tally)
     upstream = UpstreamClient(
         settings.upstream,
         api_key=_revealed(settings.upstream_api_key),
@@ -100,6 +102,7 @@ def create_app(settings: Settings) -> PreambleApp:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(store.close)
             stack.callback(metrics.forget_process)
+            stack.callback(tally.flush)
             if access_log is not None:
                 stack.callback(access_log.flush)
             stack.push_async_callback(upstream.aclose)
@@ -111,7 +114,7 @@ def create_app(settings: Settings) -> PreambleApp:
                 salt=salt.cache_salt,
                 upstream=upstream,
                 upstream_state=watch,
-                metrics=metrics,
+                tally=tally,
                 access_log=access_log,
                 max_body_bytes=settings.max_body_bytes,
             )
@@ -144,6 +147,7 @@ def create_app(settings: Settings) -> PreambleApp:
     rest.include_router(
         operations_routes.build_router(
             metrics=metrics,
+            before_scrape=tally.flush,
             upstream_ready=partial(_upstream_ready, upstream, watch),
             store_ready=partial(_store_ready, store),
         )

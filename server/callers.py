@@ -5,16 +5,16 @@ from __future__ import annotations
 from server.directory import MISS, ActiveConstitution, Directory
 from server.errors import NotFound
 from server.identity import Identifier, Identity
-from server.metrics import Metrics
+from server.tally import Tally
 
 
 class Callers:
     """Answers from memory; reads the store only when it has changed, or for a user not seen before."""
 
-    def __init__(self, directory: Directory, identifier: Identifier, metrics: Metrics) -> None:
+    def __init__(self, directory: Directory, identifier: Identifier, tally: Tally) -> None:
         self._directory = directory
         self._identifier = identifier
-        self._metrics = metrics
+        self._tally = tally
 
     async def identify(self, authorization: bytes | None, api_key: bytes | None, user: bytes | None) -> Identity:
         """Return the caller named by these headers.
@@ -33,9 +33,9 @@ class Callers:
         """Return the user's active constitution. Raises `StoreUnavailable`."""
         found = self._directory.lookup(user)
         if found is MISS:
-            self._metrics.lookup_miss.inc()
+            self._tally.misses += 1
             return await self._directory.load(user)
-        self._metrics.lookup_hit.inc()
+        self._tally.hits += 1
         return found
 
     async def pinned(self, user: str, tag: str) -> ActiveConstitution:

@@ -21,7 +21,7 @@ DEFAULT_USER: Final = "default"
 ADMIN_USER: Final = "admin"
 
 _REMEMBERED: Final = 10_000
-SECRET_FILE: Final = "secret"
+SECRET_FILE: Final = "secret"  # noqa: S105 -- a file name
 _SECRET_BYTES: Final = 32
 
 

@@ -22,26 +22,6 @@ _OVERHEAD_BUCKETS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
-class RouteMetrics:
-    """The series of one route, looked up once: resolving labels for every request costs more than counting."""
-
-    def __init__(self, metrics: Metrics, route: str) -> None:
-        self._requests = metrics.requests
-        self._by_status: dict[int, Counter] = {}
-        self.route = route
-        self.duration = metrics.duration.labels(route)
-        self.first_token = metrics.first_token.labels(route)
-        self.overhead = metrics.overhead.labels(route)
-        self.in_flight = metrics.in_flight.labels(route)
-
-    def count(self, status: int) -> None:
-        """Count a request by the status that the client got (499: it hung up)."""
-        counter = self._by_status.get(status)
-        if counter is None:
-            counter = self._by_status[status] = self._requests.labels(self.route, str(status))
-        counter.inc()
-
-
 class Metrics:
     """The proxy's metrics in a registry of their own."""
 
@@ -111,19 +91,6 @@ class Metrics:
             "Times the store could not be read and what is in memory was served instead.",
             registry=registry,
         )
-        self.lookup_hit = self.constitution_lookups.labels("hit")
-        self.lookup_miss = self.constitution_lookups.labels("miss")
-        self.used = self.constitution_use.labels("applied")
-        self.opted_out = self.constitution_use.labels("opted_out")
-        self.without = self.constitution_use.labels("none")
-        self._routes: dict[str, RouteMetrics] = {}
-
-    def route(self, route: str) -> RouteMetrics:
-        """Return the series of `route`, a name from the fixed set of route names."""
-        series = self._routes.get(route)
-        if series is None:
-            series = self._routes[route] = RouteMetrics(self, route)
-        return series
 
     def render(self) -> bytes:
         """Return all series in the text format, of all workers where there are several."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from fastapi import APIRouter, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from server import __version__
@@ -30,6 +31,7 @@ class Readiness(BaseModel):
 def build_router(
     *,
     metrics: Metrics,
+    before_scrape: Callable[[], None],
     upstream_ready: Callable[[], Awaitable[bool]],
     store_ready: Callable[[], Awaitable[bool]],
 ) -> APIRouter:
@@ -58,8 +60,9 @@ def build_router(
         )
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    def exposition() -> Response:
+    async def exposition() -> Response:
         """Answer in Prometheus' text format, of all workers together."""
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+        before_scrape()
+        return Response(await run_in_threadpool(metrics.render), media_type=CONTENT_TYPE)
 
     return router

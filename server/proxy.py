@@ -17,6 +17,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter  # the loop's own clock is exact to the millisecond only
 from typing import Any, Final, Protocol
 
@@ -34,9 +35,10 @@ from server.errors import (
     UpstreamError,
     UpstreamUnavailable,
 )
+from server.http_protocol import CONNECTION
 from server.identity import Identity
 from server.logs import AccessLog
-from server.metrics import Metrics, RouteMetrics
+from server.tally import RouteTally, Tally
 from server.upstream import UpstreamClient, UpstreamResponse
 
 Scope = MutableMapping[str, Any]
@@ -222,7 +224,7 @@ class Proxy:
         salt: Callable[[str], str],
         upstream: UpstreamClient,
         upstream_state: UpstreamState,
-        metrics: Metrics,
+        tally: Tally,
         access_log: AccessLog | None,
         max_body_bytes: int,
     ) -> None:
@@ -231,7 +233,8 @@ class Proxy:
         self.salt = salt
         self.upstream = upstream
         self.upstream_state = upstream_state
-        self.metrics = metrics
+        self.tally = tally
+        self.metrics = tally.metrics
         self.access_log = access_log
         self.max_body_bytes = max_body_bytes
         # Unique, not secret: one random draw per process costs less than one per request.
@@ -258,6 +261,7 @@ class _Request:
         "_content_type",
         "_declared_bytes",
         "_engine_s",
+        "_first_token_s",
         "_forward",
         "_hung_up",
         "_identity",
@@ -286,7 +290,8 @@ class _Request:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._series: RouteMetrics = proxy.metrics.route(route.name)
+        self._series: RouteTally = proxy.tally.route(route.name)
+        self._first_token_s: float | None = None
         self._loop = asyncio.get_running_loop()
         self._started = perf_counter()
         self._engine_s = 0.0
@@ -334,7 +339,7 @@ class _Request:
 
     async def run(self) -> None:
         """Serve the request and account for it, whatever happens."""
-        self._series.in_flight.inc()
+        self._series.begin()
         try:
             await self.serve()
         except PreambleError as error:
@@ -354,7 +359,6 @@ class _Request:
                 raise  # the answer has begun; the server closes the connection
             await self._refuse(PreambleError("The proxy failed on this request. It has been logged."))
         finally:
-            self._series.in_flight.dec()
             self._account()
 
     async def serve(self) -> None:
@@ -375,8 +379,7 @@ class _Request:
         elif self._route.compose is not None:
             raise BadRequest("The request has no body. Send a JSON object.", code="invalid_json")
         # 4. The upstream, while watching for the client to hang up.
-        task = asyncio.current_task()
-        watch = self._loop.create_task(self._watch(task))
+        stop_watching = self._watch()
         try:
             response = await self._forward_to_upstream(body, stream=stream)
             # 5. The answer.
@@ -385,7 +388,7 @@ class _Request:
             finally:
                 response.close()
         finally:
-            watch.cancel()
+            stop_watching()
 
     def _check_method(self) -> None:
         method = self._scope["method"]
@@ -443,27 +446,36 @@ class _Request:
         return orjson.dumps(body), body.get("stream") is True
 
     async def _find_constitution(self, identity: Identity) -> ConstitutionEntry | None:
-        metrics = self._proxy.metrics
+        tally = self._proxy.tally
         pin = self._pin
         if pin is None:
             entry = await self._proxy.constitutions.active(identity.user)
         elif pin.strip().lower() == b"none":
-            metrics.opted_out.inc()
+            tally.opted_out += 1
             return None
         else:
             entry = await self._proxy.constitutions.pinned(identity.user, pin.decode("latin-1").strip())
-        (metrics.without if entry is None else metrics.used).inc()
+        if entry is None:
+            tally.without += 1
+        else:
+            tally.applied += 1
         return entry
 
-    async def _watch(self, serving: asyncio.Task[Any] | None) -> None:
-        """Wait for the client to hang up, then cancel the serving task, wherever it waits."""
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                break
-        self._hung_up = True
-        if serving is not None:
-            serving.cancel()
+    def _watch(self) -> Callable[[], object]:
+        """Have this task cancelled, wherever it waits, when the client hangs up; return what ends the watch."""
+        task = asyncio.current_task()
+
+        def hang_up() -> None:
+            self._hung_up = True
+            if task is not None:
+                task.cancel()
+
+        connection = self._scope.get(CONNECTION)
+        if connection is not None:
+            connection.on_hang_up(hang_up)
+            return partial(connection.on_hang_up, None)
+        # A server without such a callback: wait for ASGI's message, which polling would miss behind any middleware.
+        return self._loop.create_task(_hang_up_message(self._receive, hang_up)).cancel
 
     async def _forward_to_upstream(self, body: bytes, *, stream: bool) -> UpstreamResponse:
         scope = self._scope
@@ -499,7 +511,7 @@ class _Request:
             async for chunk in response:
                 if not self._response_bytes:
                     self._status = response.status
-                    self._series.first_token.observe(perf_counter() - self._started)
+                    self._first_token_s = perf_counter() - self._started
                     await send(start)
                 self._response_bytes += len(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -552,10 +564,7 @@ class _Request:
 
     def _account(self) -> None:
         duration = perf_counter() - self._started
-        series = self._series
-        series.count(self._status)
-        series.duration.observe(duration)
-        series.overhead.observe(max(0.0, duration - self._engine_s))
+        self._series.finish(self._status, duration, max(0.0, duration - self._engine_s), self._first_token_s)
         log = self._proxy.access_log
         if log is not None:
             log.write(
@@ -569,6 +578,12 @@ class _Request:
                 request_bytes=self._request_bytes,
                 response_bytes=self._response_bytes,
             )
+
+
+async def _hang_up_message(receive: Receive, hang_up: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    hang_up()
 
 
 def accepted_request_id(given: bytes) -> str | None:

@@ -92,12 +92,12 @@ class UpstreamResponse:
         "_chunks",
         "_complete",
         "_connection",
+        "_deadlines",
         "_error",
         "_first_deadline",
         "_loop",
         "_resumed_at",
         "_timeouts",
-        "_timer",
         "_total_deadline",
         "_waiter",
         "_whole",
@@ -111,11 +111,12 @@ class UpstreamResponse:
         self,
         loop: asyncio.AbstractEventLoop,
         connection: _Connection,
-        timeouts: Timeouts,
+        deadlines: _Deadlines,
         *,
         started: float,
         stream: bool,
     ) -> None:
+        timeouts = deadlines.timeouts
         self.status = 0
         self.headers: Headers = []
         self.received_at = 0.0
@@ -132,9 +133,8 @@ class UpstreamResponse:
         self._resumed_at = 0.0
         self._total_deadline = started + timeouts.total_s
         self._first_deadline = started + timeouts.first_token_s if stream else self._total_deadline
-        # A body may begin at once and stall right after, so the first look is due when a stall could be over.
-        first_look = min(self._first_deadline, self._total_deadline, started + timeouts.stall_s)
-        self._timer = loop.call_at(first_look, self._check_deadlines)
+        self._deadlines = deadlines
+        deadlines.add(self)
 
     def __aiter__(self) -> UpstreamResponse:
         return self
@@ -230,7 +230,7 @@ class UpstreamResponse:
         """Take the end of the body; the connection is not ours any more."""
         self._complete = True
         self._connection = None
-        self._timer.cancel()
+        self._deadlines.remove(self)
 
     def fail(self, error: UpstreamError) -> None:
         """End the exchange with `error`, unless it has ended already, and close the connection."""
@@ -238,16 +238,12 @@ class UpstreamResponse:
         if connection is not None:
             self._connection = None
             self._error = error
-            self._timer.cancel()
+            self._deadlines.remove(self)
             connection.abandon()
             self.wake()
 
-    def _check_deadlines(self) -> None:
-        """Fire the timer that is due, or sleep until the next one can be.
-
-        Chunks only note their time; one timer per exchange looks at it, which is far cheaper than one timer per chunk.
-        """
-        now = self._loop.time()
+    def check_deadlines(self, now: float) -> None:
+        """End the exchange if one of its timers is over at loop time `now`."""
         stall_s = self._timeouts.stall_s
         if not self._begun:
             due = self._first_deadline
@@ -259,9 +255,47 @@ class UpstreamResponse:
             self.fail(_total_timeout(self._timeouts))
         elif now >= due:
             self.fail(_stall_timeout(self._timeouts) if self._begun else _first_token_timeout(self._timeouts))
-        else:
-            next_look = min(due, now + stall_s, self._total_deadline)
-            self._timer = self._loop.call_at(next_look, self._check_deadlines)
+
+
+class _Deadlines:
+    """The exchanges under way, looked through at an interval for those that are over time.
+
+    One timer for all of them: starting and cancelling one per exchange costs as much as parsing its answer's head.
+    A timer of `t` seconds fires after `t` to 1.25 `t`, and at most a quarter of a second late.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        shortest_s = min(timeouts.first_token_s, timeouts.stall_s, timeouts.total_s)
+        self._interval_s = min(shortest_s / 4, 0.25)
+        self._exchanges: set[UpstreamResponse] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, exchange: UpstreamResponse) -> None:
+        """Watch an exchange."""
+        self._exchanges.add(exchange)
+        if self._timer is None:
+            self._start()
+
+    def remove(self, exchange: UpstreamResponse) -> None:
+        """Watch it no more."""
+        self._exchanges.discard(exchange)
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        for exchange in tuple(self._exchanges):
+            exchange.check_deadlines(now)
+        if self._exchanges:
+            self._start()
 
 
 class _Connection(asyncio.Protocol):
@@ -462,7 +496,7 @@ class _Pool:
 
     Every exchange holds a permit from before it looks for a connection until it ends. Permits are handed on in the
     order in which they were asked for. Idle connections hold none, and since one is opened only when none is idle,
-    there are never more than `max_connections` of both kinds together.
+    there are never more than `max_connections` of both kinds together (a few more for as long as closing takes).
     """
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, max_connections: int) -> None:
@@ -573,17 +607,21 @@ class _Pool:
             raise _shutting_down()
         if len(self.open) >= self._max_connections and self._idle:
             next(iter(self._idle)).close()  # only a retry opens one although others are idle
+        connection = _Connection(self)
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self), self._host, self._port, ssl=self._tls
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, self._host, self._port, ssl=self._tls
             )
+        except asyncio.CancelledError:
+            # Where this meets the success of connecting, uvloop never calls `connection_lost`.
+            self.on_lost(connection)
+            raise
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that can be none
             raise UpstreamUnavailable(
                 f"The upstream cannot be reached ({type(error).__name__}). Try again later; the operator sees "
                 "`preamble doctor` for the cause."
             ) from error
-        else:
-            return connection
+        return connection
 
 
 class UpstreamClient:
@@ -615,6 +653,7 @@ class UpstreamClient:
         self._timeouts = timeouts
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._pool = _Pool(host, port, tls, max_connections)
+        self._deadlines = _Deadlines(timeouts)
 
     @property
     def open_connections(self) -> int:
@@ -645,7 +684,7 @@ class UpstreamClient:
         pool = self._pool
         connection = pool.take_idle() or await pool.acquire(self._timeouts.connect_s)
         while True:
-            response = UpstreamResponse(loop, connection, self._timeouts, started=started, stream=stream)
+            response = UpstreamResponse(loop, connection, self._deadlines, started=started, stream=stream)
             try:
                 connection.send(response, head, body)
                 await response.head()
@@ -671,6 +710,7 @@ class UpstreamClient:
     async def aclose(self) -> None:
         """Close every connection. Exchanges under way, waiting and new ones fail with `UpstreamUnavailable`."""
         await self._pool.aclose()
+        self._deadlines.close()
 
     def _head(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
         parts = [method.encode(), b" ", self._prefix, path.encode(), b" HTTP/1.1\r\n", self._common]

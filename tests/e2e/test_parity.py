@@ -129,10 +129,6 @@ ERRORS: dict[str, tuple[str, Body]] = {
     "negative max_tokens": ("/v1/chat/completions", CHAT | {"max_tokens": -1}),
     "temperature of a wrong type": ("/v1/chat/completions", CHAT | {"temperature": "hot"}),
     "content of a wrong type": ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": 5}]}),
-    "content of a wrong type in a batch": (
-        "/v1/chat/completions/batch",
-        CHAT | {"messages": [[{"role": "user", "content": {"a": 1}}]]},
-    ),
     "too many logprobs": ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 99}),
     "stream options without stream": ("/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}}),
     "tool that is not there": (

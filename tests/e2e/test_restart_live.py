@@ -62,14 +62,15 @@ def test_the_prefix_cache_outlives_the_proxy(proxy: Preamble, vllm: Vllm) -> Non
     alice = proxy.user("alice")
     body = chat(vllm, messages=[{"role": "user", "content": secrets.token_hex(60)}])
     headers = {"authorization": f"Bearer {alice.key}"}
-    cached = []
-    for _ in range(2):
+
+    def cached_tokens() -> int:
         answer = httpx.post(f"{proxy.base_url}/v1/chat/completions", json=body, headers=headers, timeout=60)
-        cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
-        proxy.stop()
-        proxy.start()
-    assert cached[0] == 0
-    assert cached[1] >= 32
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached_tokens() == 0
+    proxy.stop()
+    proxy.start()
+    assert cached_tokens() >= 32
 
 
 def test_a_proxy_told_to_stop_finishes_its_streams_and_takes_no_more(proxy: Preamble, vllm: Vllm) -> None:

@@ -683,6 +683,18 @@ async def test_cancelling_while_connecting_gives_the_permit_back(deaf_address: s
 
 
 @on_both_loops
+async def test_cancelling_at_any_moment_of_connecting_leaves_nothing_behind() -> None:
+    for ticks in range(12):
+        async with talking([Do.READ, HELLO] * 2, max_connections=1) as (_, client):
+            task = asyncio.create_task(get(client))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert await get(client) == b"hello"
+
+
+@on_both_loops
 async def test_closing_an_answer_closes_its_connection_and_ends_whoever_waits_for_it() -> None:
     async with talking([Do.READ, HELLO[:-2]]) as (server, client):
         response = await client.request("POST", "/", stream=True)
@@ -728,12 +740,14 @@ async def test_shutting_down_ends_exchanges_under_way_waiting_and_new(script: Sc
 
 @on_both_loops
 async def test_shutting_down_closes_a_connection_that_is_just_being_made() -> None:
-    async with talking([Do.READ]) as (_, client):
-        task = asyncio.create_task(get(client))
-        await asyncio.sleep(0)
-        await client.aclose()
-        with pytest.raises(UpstreamUnavailable):
-            await task
+    for ticks in range(12):
+        async with talking([Do.READ]) as (_, client):
+            task = asyncio.create_task(get(client))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            await client.aclose()
+            with pytest.raises(UpstreamUnavailable):
+                await task
 
 
 # Back-pressure and the timers.
