@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter  # the loop's own clock is exact to the millisecond only
@@ -176,6 +176,10 @@ class ConstitutionEntry(Protocol):
     @property
     def tag(self) -> str:
         """`<id>@<version>`."""
+
+    @property
+    def header(self) -> bytes:
+        """The tag as a header's value."""
 
 
 class Constitutions(Protocol):
@@ -497,7 +501,7 @@ class _Request:
     async def _relay(self, response: UpstreamResponse) -> None:
         send = self._send
         headers = [header for header in response.headers if header[0] not in DROPPED_RESPONSE_HEADERS]
-        headers += self._own_headers()
+        headers.extend(self._own_headers())
         whole = response.take_all()
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
         if whole is not None:
@@ -553,10 +557,11 @@ class _Request:
         await self._send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    def _own_headers(self) -> Iterable[tuple[bytes, bytes]]:
-        yield b"x-request-id", self._request_id.encode()
-        if self._constitution is not None:
-            yield b"x-preamble-constitution", self._constitution.tag.encode()
+    def _own_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        request_id = (b"x-request-id", self._request_id.encode())
+        if self._constitution is None:
+            return (request_id,)
+        return (request_id, (b"x-preamble-constitution", self._constitution.header))
 
     def _count_disconnect(self, phase: str) -> None:
         self._status = CLIENT_CLOSED_REQUEST

@@ -150,7 +150,15 @@ class UpstreamResponse:
                 raise self._error
             if self._complete:
                 raise StopAsyncIteration
-            await self._wait()
+            # As in `_wait`, but without a coroutine of its own: this runs once per chunk of every stream.
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                self.close()
+                raise
+            finally:
+                self._waiter = None
         return self._take()
 
     async def read(self) -> bytes:
@@ -312,6 +320,7 @@ class _Connection(asyncio.Protocol):
         "_eof",
         "_exchange",
         "_headers",
+        "_loop",
         "_parser",
         "_paused",
         "_pool",
@@ -325,8 +334,9 @@ class _Connection(asyncio.Protocol):
     _transport: asyncio.Transport
     _readable: select.poll
 
-    def __init__(self, pool: _Pool) -> None:
+    def __init__(self, pool: _Pool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
+        self._loop = loop
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: UpstreamResponse | None = None
         self._headers: Headers = []
@@ -349,7 +359,18 @@ class _Connection(asyncio.Protocol):
         self._answer_ended = False
         if self.closed:  # between our being connected and this first use
             exchange.fail(ConnectionLost())
-        elif len(body) <= HIGH_WATER_BYTES:
+        else:
+            self._loop.call_soon(self._write, head, body)
+
+    def _write(self, head: bytes, body: bytes) -> None:
+        """Write in the next iteration of the loop, so that all requests of this one leave in a row.
+
+        A write wakes the upstream. Where each one does, with some work of ours in between, both processes spend more
+        on waking and cold caches than on the requests: 0.15 against 0.09 ms of our CPU per request.
+        """
+        if self.closed:
+            return
+        if len(body) <= HIGH_WATER_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))  # joining would copy a large body for nothing
@@ -607,11 +628,10 @@ class _Pool:
             raise _shutting_down()
         if len(self.open) >= self._max_connections and self._idle:
             next(iter(self._idle)).close()  # only a retry opens one although others are idle
-        connection = _Connection(self)
+        loop = asyncio.get_running_loop()
+        connection = _Connection(self, loop)
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection, self._host, self._port, ssl=self._tls
-            )
+            await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
         except asyncio.CancelledError:
             # Where this meets the success of connecting, uvloop never calls `connection_lost`.
             self.on_lost(connection)

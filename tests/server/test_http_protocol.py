@@ -1,11 +1,11 @@
-"""The head of an answer leaves with the first piece of its body, and in any case at once."""
+"""What is written in one iteration of the loop leaves in one write; and the application learns of a hang-up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 
-from server.http_protocol import HeadHoldingTransport
+from server.http_protocol import HoldingTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
@@ -30,42 +30,36 @@ class Recorder(asyncio.Transport):
         self.done.append("abort")
 
 
-async def held() -> tuple[Recorder, HeadHoldingTransport]:
+async def holding() -> tuple[Recorder, HoldingTransport]:
     recorder = Recorder()
-    return recorder, HeadHoldingTransport(recorder, asyncio.get_running_loop())
+    return recorder, HoldingTransport(recorder, asyncio.get_running_loop())
 
 
-async def test_head_and_body_leave_in_one_write() -> None:
-    recorder, transport = await held()
+async def test_what_is_written_in_one_iteration_of_the_loop_leaves_in_one_write() -> None:
+    recorder, transport = await holding()
     transport.write(HEAD)
     transport.write(b"hi")
-    assert recorder.done == [HEAD + b"hi"]
-    await asyncio.sleep(0)
-    assert recorder.done == [HEAD + b"hi"]
-
-
-async def test_a_head_that_nothing_follows_leaves_in_the_next_iteration_of_the_loop() -> None:
-    recorder, transport = await held()
-    transport.write(HEAD)
+    transport.writelines([b"a", b"b"])
     assert recorder.done == []
     await asyncio.sleep(0)
-    assert recorder.done == [HEAD]
+    assert recorder.done == [HEAD + b"hiab"]
 
 
-async def test_what_is_no_head_leaves_at_once() -> None:
-    recorder, transport = await held()
-    transport.write(b"HTTP/ is how this chunk begins")
-    transport.write(b"chunk")
-    transport.writelines([b"a", b"b"])
-    assert recorder.done == [b"HTTP/ is how this chunk begins", b"chunk", b"ab"]
+async def test_what_is_written_later_leaves_later() -> None:
+    recorder, transport = await holding()
+    transport.write(HEAD)
+    await asyncio.sleep(0)
+    transport.write(b"hi")
+    await asyncio.sleep(0)
+    assert recorder.done == [HEAD, b"hi"]
 
 
-async def test_closing_writes_the_head_first_and_aborting_drops_it() -> None:
-    recorder, transport = await held()
+async def test_closing_writes_what_is_held_and_aborting_drops_it() -> None:
+    recorder, transport = await holding()
     transport.write(HEAD)
     transport.close()
     assert recorder.done == [HEAD, "close"]
-    recorder, transport = await held()
+    recorder, transport = await holding()
     transport.write(HEAD)
     transport.abort()
     await asyncio.sleep(0)
