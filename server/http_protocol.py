@@ -1,9 +1,8 @@
 """uvicorn's HTTP protocol with two changes, both for the CPU that a request costs (`python -m loadtests.overhead`).
 
-- Writes are held until the next iteration of the loop. uvicorn writes the head of an answer and its body apart,
-  and uvloop sends each write at once: a second system call and a second segment. And where many requests are answered in
-  one iteration, a write in between each two wakes a client, which costs more than the answer did; now they leave in a
-  row.
+- Writes are held until the next iteration of the loop. uvicorn writes the head of an answer and its body apart, and
+  uvloop sends each write at once: a second system call and a second segment. And where many requests are answered in
+  one iteration, each write in between wakes a client, which costs more than the answer did; now they leave in a row.
 - An application can be called back when the client hangs up. ASGI's way, a task of its own that waits in `receive()`,
   costs a task and its cancellation for every request, while hardly any client hangs up.
 """
@@ -43,7 +42,7 @@ class HoldingTransport(asyncio.Transport):
 
     def _flush(self) -> None:
         held, self._held = self._held, None
-        if held is not None:
+        if held is not None and not self._transport.is_closing():  # the client may have left since
             self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
     def close(self) -> None:

@@ -104,7 +104,9 @@ class Settings(BaseModel):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        host = parts.hostname or ""
+        _ = parts.port  # raises ValueError for what is no port
+        if parts.scheme not in {"http", "https"} or not re.fullmatch(r"[\w.:%-]+", host):
             raise ValueError("must be a base URL such as http://127.0.0.1:8000")
         if parts.query or parts.fragment or parts.username:
             raise ValueError("must be a bare base URL; an API key goes into upstream_api_key")

@@ -16,6 +16,10 @@ class Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.done: list[bytes | str] = []
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.done.append(bytes(data))
@@ -64,3 +68,11 @@ async def test_closing_writes_what_is_held_and_aborting_drops_it() -> None:
     transport.abort()
     await asyncio.sleep(0)
     assert recorder.done == ["abort"]
+
+
+async def test_what_is_held_is_dropped_when_the_client_has_left_meanwhile() -> None:
+    recorder, transport = await holding()
+    transport.write(HEAD)
+    recorder.closing = True
+    await asyncio.sleep(0)
+    assert recorder.done == []
