@@ -104,9 +104,11 @@ class Settings(BaseModel):
         if value is None:
             return None
         parts = urlsplit(value)
-        host = parts.hostname or ""
-        _ = parts.port  # raises ValueError for what is no port
-        if parts.scheme not in {"http", "https"} or not re.fullmatch(r"[\w.:%-]+", host):
+        try:
+            sound = parts.port != 0 and re.fullmatch(r"[\w.:%-]+", parts.hostname or "")
+        except ValueError:  # a port that can be none
+            sound = False
+        if parts.scheme not in {"http", "https"} or not sound:
             raise ValueError("must be a base URL such as http://127.0.0.1:8000")
         if parts.query or parts.fragment or parts.username:
             raise ValueError("must be a bare base URL; an API key goes into upstream_api_key")

@@ -100,7 +100,9 @@ def test_the_upstream_is_kept_without_slash_and_v1(given_url: str, kept: str) ->
     assert load_settings(environ={}, upstream=given_url).upstream == kept
 
 
-@pytest.mark.parametrize("wrong", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?a=b"])
+@pytest.mark.parametrize(
+    "wrong", ["127.0.0.1:8000", "ftp://host", "http://", "http://host?a=b", "http://not a host", "http://h:99999"]
+)
 def test_what_is_no_base_url_is_refused_as_upstream(wrong: str) -> None:
     assert explain(UPSTREAM=wrong).startswith("upstream (from PREAMBLE_UPSTREAM): must be a ")
 

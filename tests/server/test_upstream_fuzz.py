@@ -90,7 +90,7 @@ def cut(whole: bytes, at: Sequence[int]) -> list[bytes]:
 
 
 @LOOPS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(given_answer=answers(), data=st.data(), stream=st.booleans())
 def test_any_valid_answer_cut_anywhere_arrives_equal(
     new_loop: NewLoop, given_answer: Answer, data: st.DataObject, stream: bool
@@ -133,7 +133,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 
 @LOOPS
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     raw=st.one_of(spoilt(), st.binary(max_size=60)),
     data=st.data(),
