@@ -325,6 +325,13 @@ async def test_an_answer_that_breaks_off_is_an_error_and_is_not_asked_for_again(
 
 
 @on_both_loops
+async def test_a_whole_answer_that_breaks_off_is_not_returned_at_all() -> None:
+    async with talking([Do.READ, HELLO[:-1], Do.CLOSE]) as (_, client):
+        with pytest.raises(UpstreamBroken):
+            await client.request("POST", "/")
+
+
+@on_both_loops
 async def test_a_stream_that_breaks_off_gives_what_it_had_first() -> None:
     async with talking([Do.READ, HELLO[:-2], Do.CLOSE]) as (_, client):
         response = await client.request("POST", "/", stream=True)
@@ -777,6 +784,7 @@ async def test_the_connect_timer_fires_while_waiting_for_a_turn() -> None:
         busy = asyncio.create_task(get(client))
         assert await eventually(lambda: len(server.requests) == 1)
         await fires("upstream_connect_timeout", UpstreamUnavailable, get(client))
+        assert not client._pool._waiting
         busy.cancel()
         with pytest.raises(asyncio.CancelledError):
             await busy
@@ -805,7 +813,7 @@ async def test_a_slow_reader_holds_the_server_back_without_losing_a_byte() -> No
 @on_both_loops
 async def test_the_stall_timer_counts_from_the_end_of_our_own_pause() -> None:
     timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=SHORT_S, total_s=5.0)
-    raw = answer(bytes(2 * HIGH_WATER_BYTES))
+    raw = answer(bytes(HIGH_WATER_BYTES + 2))  # we pause just when all that is sent of it has arrived
     async with talking([Do.READ, raw[:-1]], timeouts=timeouts) as (_, client):
         response = await client.request("POST", "/", stream=True)
         await asyncio.sleep(2 * SHORT_S)
