@@ -35,7 +35,7 @@ from server.errors import (
     UpstreamError,
     UpstreamUnavailable,
 )
-from server.http_protocol import CONNECTION
+from server.http_protocol import CONNECTION, PreambleHttpProtocol
 from server.identity import Identity
 from server.logs import AccessLog
 from server.tally import RouteTally, Tally
@@ -519,6 +519,7 @@ class _Request:
                     await send(start)
                 self._response_bytes += len(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await self._pump(response)
         except UpstreamError as error:
             await self._break_off(response, error)
             return
@@ -528,6 +529,24 @@ class _Request:
             self._status = response.status
             await send(start)
         await send({"type": "http.response.body", "body": b""})
+
+    async def _pump(self, response: UpstreamResponse) -> None:
+        """Relay the rest from socket to socket, where the server can: see `PreambleHttpProtocol.write_chunk`."""
+        connection: PreambleHttpProtocol | None = self._scope.get(CONNECTION)
+        if connection is None or any(name == b"content-length" for name, _ in response.headers):
+            return
+        write_chunk = connection.write_chunk
+
+        def relay(chunk: bytes) -> None:
+            self._response_bytes += len(chunk)
+            if not write_chunk(chunk):
+                response.pause()
+
+        connection.on_drain(response.resume)
+        try:
+            await response.pump(relay)
+        finally:
+            connection.on_drain(None)
 
     async def _break_off(self, response: UpstreamResponse, error: UpstreamError) -> None:
         """End an answer that the upstream did not finish so that the client cannot take it for a whole one."""

@@ -29,7 +29,7 @@ import select
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -96,7 +96,9 @@ class UpstreamResponse:
         "_error",
         "_first_deadline",
         "_loop",
+        "_paused",
         "_resumed_at",
+        "_sink",
         "_timeouts",
         "_total_deadline",
         "_waiter",
@@ -130,7 +132,9 @@ class UpstreamResponse:
         self._error: UpstreamError | None = None
         self._whole = not stream
         self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
         self._resumed_at = 0.0
+        self._sink: Callable[[bytes], None] | None = None
         self._total_deadline = started + timeouts.total_s
         self._first_deadline = started + timeouts.first_token_s if stream else self._total_deadline
         self._deadlines = deadlines
@@ -160,6 +164,37 @@ class UpstreamResponse:
             finally:
                 self._waiter = None
         return self._take()
+
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
+        """Give the rest of the body to `sink`, piece by piece as it arrives, and return at its end.
+
+        `sink` is called while the socket is being read, and spares a future and a task switch per piece, which is a
+        fifth of what relaying one costs. It must not block; when it has enough it calls `pause`. Raises as iterating
+        does, after what did arrive has been given.
+        """
+        if self._chunks:
+            sink(self._take())
+        self._sink = sink
+        try:
+            while self._connection is not None:
+                await self._wait()
+        finally:
+            self._sink = None
+        if self._error is not None:
+            raise self._error
+
+    def pause(self) -> None:
+        """Stop reading from the upstream until `resume`; no stall is found meanwhile."""
+        if self._connection is not None:
+            self._paused = True
+            self._connection.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._connection is not None:
+            self._paused = False
+            self._resumed_at = time.perf_counter()  # the silence until now was ours
+            self._connection.resume_reading()
 
     async def read(self) -> bytes:
         """Return the rest of the body, whole. Raises as iterating does."""
@@ -215,6 +250,12 @@ class UpstreamResponse:
 
     def wake(self) -> None:
         """Continue whoever waits, if there is anything for them."""
+        sink = self._sink
+        if sink is not None:
+            if self._chunks:
+                sink(self._take())
+            if self._connection is not None:
+                return
         waiter = self._waiter
         if waiter is not None and self._ready() and not waiter.done():
             waiter.set_result(None)
@@ -255,7 +296,7 @@ class UpstreamResponse:
         stall_s = self._timeouts.stall_s
         if not self._begun:
             due = self._first_deadline
-        elif self.buffered_bytes > HIGH_WATER_BYTES:
+        elif self._paused or self.buffered_bytes > HIGH_WATER_BYTES:
             due = self._total_deadline  # we are the ones who paused
         else:
             due = now + stall_s - (time.perf_counter() - max(self.received_at, self._resumed_at))
@@ -399,6 +440,12 @@ class _Connection(asyncio.Protocol):
         """Tell whether nothing has arrived since the last answer: no end of the stream, and no byte too many."""
         return not self._readable.poll(0)
 
+    def pause_reading(self) -> None:
+        """Stop reading."""
+        if not self._paused and not self.closed:
+            self._paused = True
+            self._transport.pause_reading()
+
     def resume_reading(self) -> None:
         """Read again after a pause."""
         if self._paused and not self.closed:
@@ -434,9 +481,8 @@ class _Connection(asyncio.Protocol):
             self._end(exchange)
         elif self._bytes_without_body > MAX_BYTES_WITHOUT_BODY:
             exchange.fail(_broken(f"sent more than {MAX_BYTES_WITHOUT_BODY} bytes without a body"))
-        elif exchange.buffered_bytes > HIGH_WATER_BYTES and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        elif exchange.buffered_bytes > HIGH_WATER_BYTES:
+            self.pause_reading()
         exchange.wake()
 
     def eof_received(self) -> bool:
@@ -505,10 +551,10 @@ class _Connection(asyncio.Protocol):
         """Finish the exchange and offer the connection for reuse, if its state is beyond doubt."""
         self._exchange = None
         exchange.on_complete()
-        if self._reusable and self._transport.get_write_buffer_size() == 0:
-            self.resume_reading()
-        else:
+        if not self._reusable or self._transport.get_write_buffer_size():
             self.close()
+        else:
+            self.resume_reading()  # a pause must not outlive its exchange
         self._pool.on_free(self)
 
 

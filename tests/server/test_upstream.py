@@ -68,9 +68,9 @@ async def checked(client: UpstreamClient, server: AwkwardServer) -> AsyncIterato
     try:
         yield
         pool = client._pool
+        assert await eventually(lambda: set(pool._idle) == pool.open)
         assert await eventually(lambda: client.open_connections == server.open_connections)
         assert (pool._free, list(pool._waiting)) == (pool._max_connections, [])
-        assert set(pool._idle) == pool.open
     finally:
         await client.aclose()
     assert client.open_connections == 0
@@ -206,15 +206,20 @@ async def test_an_event_stream_is_returned_at_once_even_if_a_whole_answer_was_as
 
 
 @on_both_loops
-async def test_a_long_answer_is_returned_before_it_is_whole() -> None:
-    rest = asyncio.Event()
+async def test_a_long_answer_is_returned_before_it_is_whole_and_handed_out_as_it_arrives() -> None:
+    more, last = asyncio.Event(), asyncio.Event()
     body = bytes(4 * HIGH_WATER_BYTES)
     raw = answer(body)
-    async with talking([Do.READ, raw[:-1], rest, raw[-1:]]) as (_, client):
+    async with talking([Do.READ, raw[:-2], more, raw[-2:-1], last, raw[-1:]]) as (_, client):
         response = await client.request("POST", "/")
         assert response.take_all() is None
-        rest.set()
-        assert await response.read() == body
+        received = 0
+        while received < len(body) - 2:
+            received += len(await anext(response))
+        more.set()
+        assert await asyncio.wait_for(anext(response), 1) == body[-2:-1]
+        last.set()
+        assert await response.read() == body[-1:]
         assert response.take_all() == b""
 
 
@@ -409,17 +414,21 @@ async def test_it_is_sent_again_only_once_and_not_on_another_idle_connection() -
 
 
 @on_both_loops
-async def test_it_is_sent_again_on_a_new_connection_even_when_the_pool_is_full_of_idle_ones() -> None:
-    go = asyncio.Event()
-    closing: Script = [Do.READ, go, HELLO, Do.READ, Do.CLOSE]
-    async with talking(closing, closing, [Do.READ, HELLO], max_connections=2) as (server, client):
-        both = asyncio.gather(get(client), get(client))
-        assert await eventually(lambda: len(server.requests) == 2)
-        go.set()
-        await both
-        assert await get(client, body=b"2") == b"hello"
-        assert sorted(len(peer.requests) for peer in server.peers[:2]) == [1, 2]
-        assert [peer.requests[-1][-1:] for peer in server.peers[2:]] == [b"2"]
+async def test_it_is_sent_again_in_its_turn_and_on_a_new_connection_even_where_an_idle_one_must_make_room() -> None:
+    closing: Script = [Do.READ, HELLO, Do.READ, Do.CLOSE]
+    async with talking(closing, [Do.READ, HELLO], max_connections=1) as (server, client):
+        await get(client)
+        await asyncio.gather(get(client, body=b"1"), get(client, body=b"2"))
+        assert [peer.requests[-1][-1:] for peer in server.peers] == [b"1", b"2", b"1"]
+        assert client.open_connections == 1
+
+
+@on_both_loops
+async def test_an_idle_connection_that_the_server_closes_is_forgotten() -> None:
+    async with talking([Do.READ, HELLO, 0.01, Do.CLOSE]) as (_, client):
+        await get(client)
+        assert client.open_connections == 1
+        assert await eventually(lambda: client.open_connections == 0)
 
 
 @on_both_loops
@@ -597,6 +606,29 @@ async def test_whoever_waits_longest_is_next_and_nobody_overtakes() -> None:
 
         await asyncio.gather(*(twice(name) for name in (b"a", b"b", b"c", b"d")))
         assert b"".join(request[-1:] for request in server.requests) == b"abcdabcd"
+
+
+@on_both_loops
+async def test_a_newcomer_does_not_take_the_connection_that_was_just_freed_for_somebody_who_waits() -> None:
+    go = asyncio.Event()
+    streaming: Script = [Do.READ, HELLO[:-5], go, b"h"]
+    answering: Script = [Do.READ, go, HELLO, Do.READ, HELLO, Do.READ, HELLO]
+    async with talking(streaming, answering, max_connections=2) as (server, client):
+        stream = await client.request("POST", "/", stream=True)
+        busy = asyncio.create_task(get(client, body=b"1"))
+        assert await eventually(lambda: len(server.requests) == 2)
+        waiting = asyncio.create_task(get(client, body=b"2"))
+
+        async def come_when_the_stream_goes_on() -> None:
+            await anext(stream)  # read together with the answer that frees the other connection, and just before it
+            await get(client, body=b"3")
+
+        newcomer = asyncio.create_task(come_when_the_stream_goes_on())
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(busy, waiting, newcomer)
+        assert [request[-1:] for request in server.peers[1].requests] == [b"1", b"2", b"3"]
+        stream.close()
 
 
 @on_both_loops
@@ -811,6 +843,79 @@ async def test_a_slow_reader_holds_the_server_back_without_losing_a_byte() -> No
 
 
 @on_both_loops
+async def test_a_sink_is_given_every_piece_as_it_arrives() -> None:
+    async with talking([Do.READ, HELLO[:-4], 0.02, b"el", 0.02, b"lo", Do.READ, HELLO]) as (server, client):
+        response = await client.request("POST", "/", stream=True)
+        pieces: list[bytes] = []
+        await response.pump(pieces.append)
+        assert pieces == [b"h", b"el", b"lo"]
+        await response.pump(pieces.append)
+        assert len(pieces) == 3
+        assert await get(client) == b"hello"
+        assert len(server.peers) == 1
+
+
+@on_both_loops
+async def test_a_sink_is_given_what_arrived_before_an_answer_broke_off() -> None:
+    async with talking([Do.READ, HELLO[:-4], 0.02, b"el", 0.02, Do.CLOSE]) as (_, client):
+        response = await client.request("POST", "/", stream=True)
+        pieces: list[bytes] = []
+        with pytest.raises(UpstreamBroken):
+            await response.pump(pieces.append)
+        assert pieces == [b"h", b"el"]
+
+
+@on_both_loops
+async def test_cancelling_while_a_sink_is_fed_closes_the_connection() -> None:
+    async with talking([Do.READ, HELLO[:-1]]) as (server, client):
+        response = await client.request("POST", "/", stream=True)
+        pumping = asyncio.create_task(response.pump(lambda _: None))
+        await asyncio.sleep(0.01)
+        pumping.cancel()
+        assert await eventually(server.peers[0].gone.is_set)
+        with pytest.raises(asyncio.CancelledError):
+            await pumping
+
+
+@on_both_loops
+async def test_a_sink_that_pauses_holds_the_server_back_without_losing_a_byte_or_stalling() -> None:
+    body = bytes(range(256)) * (64 * 1024)
+    timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=SHORT_S, total_s=5.0)
+    async with talking([Do.READ, answer(body), Do.READ, HELLO], timeouts=timeouts) as (server, client):
+        response = await client.request("POST", "/", stream=True)
+        received = bytearray()
+
+        def pause_at_each_piece(piece: bytes) -> None:
+            received.extend(piece)
+            response.pause()
+
+        pumping = asyncio.create_task(response.pump(pause_at_each_piece))
+        await asyncio.sleep(3 * SHORT_S)
+        assert server.peers[0].unsent_bytes > 0
+        before = len(received)
+        await asyncio.sleep(0.05)
+        assert len(received) == before <= 3 * HIGH_WATER_BYTES
+        while not pumping.done():
+            response.resume()
+            await asyncio.sleep(0)
+        await pumping
+        assert received == body
+        assert await get(client) == b"hello"
+        assert len(server.peers) == 1
+
+
+@on_both_loops
+async def test_the_stall_timer_counts_from_the_end_of_a_pause_of_the_sink() -> None:
+    timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=SHORT_S, total_s=5.0)
+    async with talking([Do.READ, HELLO[:-1]], timeouts=timeouts) as (_, client):
+        response = await client.request("POST", "/", stream=True)
+        pumping = asyncio.create_task(response.pump(lambda _: response.pause()))
+        await asyncio.sleep(2 * SHORT_S)
+        response.resume()
+        await fires("upstream_stall_timeout", UpstreamTimeout, pumping)
+
+
+@on_both_loops
 async def test_the_stall_timer_counts_from_the_end_of_our_own_pause() -> None:
     timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=SHORT_S, total_s=5.0)
     raw = answer(bytes(HIGH_WATER_BYTES + 2))  # we pause just when all that is sent of it has arrived
@@ -871,6 +976,16 @@ async def test_the_total_timer_fires_before_any_answer_too() -> None:
     timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=3.0, total_s=SHORT_S)
     async with talking([Do.READ], timeouts=timeouts) as (_, client):
         await fires("upstream_total_timeout", UpstreamTimeout, get(client))
+
+
+@on_both_loops
+async def test_the_total_timer_counts_the_time_spent_waiting_for_a_turn() -> None:
+    timeouts = Timeouts(connect_s=2.0, first_token_s=3.0, stall_s=3.0, total_s=0.4)
+    async with talking([Do.READ, 0.3, HELLO, Do.READ], timeouts=timeouts, max_connections=1) as (_, client):
+        begun = time.monotonic()
+        first, second = await asyncio.gather(get(client), get(client), return_exceptions=True)
+        assert (first, type(second)) == (b"hello", UpstreamTimeout)
+        assert time.monotonic() - begun < 0.65
 
 
 @on_both_loops
