@@ -5,7 +5,10 @@
   one iteration, each write in between wakes a client, which costs more than the answer did; now they leave in a row.
 - An application can be called back when the client hangs up. ASGI's way, a task of its own that waits in `receive()`,
   costs a task and its cancellation for every request, while hardly any client hangs up.
-- A piece of a streamed answer can be written without a coroutine, so while the upstream's socket is being read.
+- A whole answer, and a piece of a streamed one, can be written without coroutines and without checking again what a
+  parser has checked; a piece even while the upstream's socket is being read.
+
+It reaches into uvicorn's protocol, so uvicorn's version is bounded in `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 CONNECTION: Final = "preamble.connection"
 """The key in a scope under which the connection is: a `PreambleHttpProtocol`."""
@@ -83,6 +86,40 @@ class PreambleHttpProtocol(HttpToolsProtocol):
     _hung_up: Callable[[], None] | None = None
     _drained: Callable[[], None] | None = None
 
+    _idle_since: float | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but with one timer per connection that looks now and then how long it has been idle.
+
+        uvicorn's starts a timer after each answer and cancels it at the next request.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_whether_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        super()._unset_keepalive_if_required()  # a connection that has never asked for anything has uvicorn's timer
+        self._idle_since = None
+
+    def _look_whether_idle(self) -> None:
+        self._idle_timer = None
+        if self.transport.is_closing() or self._idle_since is None:
+            return  # busy: the next answer starts it again
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(left_s, self._look_whether_idle)
+
     def on_hang_up(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` when the client hangs up, until another one or None is given.
 
@@ -96,6 +133,31 @@ class PreambleHttpProtocol(HttpToolsProtocol):
             callback()  # it has hung up already
         else:
             self.flow.resume_reading()  # it may stand still since a large body
+
+    def write_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Write a whole answer to the current request, which has none yet and is not HEAD.
+
+        `headers` hold the body's length and come from a parser, so that they need no second check for line breaks.
+        What `RequestResponseCycle.send` does in two calls, without a pattern match for every name and value.
+        """
+        cycle = self.cycle
+        if cycle.disconnected:
+            return
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        parts = [STATUS_LINE[status]]
+        for headers_of in (cycle.default_headers, headers):
+            for name, value in headers_of:
+                parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        self.transport.write(b"".join(parts))
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def write_chunk(self, data: bytes) -> bool:
         """Write a piece of the body of an answer in chunked coding, whose head went out through ASGI's `send`.
@@ -124,6 +186,8 @@ class PreambleHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever wants to know."""
         super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         callback, self._hung_up = self._hung_up, None
         if callback is not None:
             callback()

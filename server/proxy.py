@@ -261,6 +261,7 @@ class _Request:
 
     __slots__ = (
         "_authorization",
+        "_connection",
         "_constitution",
         "_content_type",
         "_declared_bytes",
@@ -269,7 +270,6 @@ class _Request:
         "_forward",
         "_hung_up",
         "_identity",
-        "_loop",
         "_path",
         "_pin",
         "_proxy",
@@ -296,7 +296,7 @@ class _Request:
         self._send = send
         self._series: RouteTally = proxy.tally.route(route.name)
         self._first_token_s: float | None = None
-        self._loop = asyncio.get_running_loop()
+        self._connection: PreambleHttpProtocol | None = scope.get(CONNECTION)
         self._started = perf_counter()
         self._engine_s = 0.0
         self._status = 0
@@ -474,12 +474,12 @@ class _Request:
             if task is not None:
                 task.cancel()
 
-        connection = self._scope.get(CONNECTION)
+        connection = self._connection
         if connection is not None:
             connection.on_hang_up(hang_up)
             return partial(connection.on_hang_up, None)
         # A server without such a callback: wait for ASGI's message, which polling would miss behind any middleware.
-        return self._loop.create_task(_hang_up_message(self._receive, hang_up)).cancel
+        return asyncio.create_task(_hang_up_message(self._receive, hang_up)).cancel
 
     async def _forward_to_upstream(self, body: bytes, *, stream: bool) -> UpstreamResponse:
         scope = self._scope
@@ -506,9 +506,12 @@ class _Request:
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
         if whole is not None:
             self._status = response.status
-            await send(start)
             self._response_bytes = len(whole)
-            await send({"type": "http.response.body", "body": whole})
+            if self._connection is not None and (b"content-length", b"%d" % len(whole)) in headers:
+                self._connection.write_answer(response.status, headers, whole)
+            else:
+                await send(start)
+                await send({"type": "http.response.body", "body": whole})
             return
         waited_from = perf_counter()
         try:
@@ -532,7 +535,7 @@ class _Request:
 
     async def _pump(self, response: UpstreamResponse) -> None:
         """Relay the rest from socket to socket, where the server can: see `PreambleHttpProtocol.write_chunk`."""
-        connection: PreambleHttpProtocol | None = self._scope.get(CONNECTION)
+        connection = self._connection
         if connection is None or any(name == b"content-length" for name, _ in response.headers):
             return
         write_chunk = connection.write_chunk
