@@ -17,7 +17,8 @@ import asyncio
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 CONNECTION: Final = "preamble.connection"
 """The key in a scope under which the connection is: a `PreambleHttpProtocol`."""
@@ -86,8 +87,14 @@ class PreambleHttpProtocol(HttpToolsProtocol):
     _hung_up: Callable[[], None] | None = None
     _drained: Callable[[], None] | None = None
 
+    # The request that is being answered; `self.cycle` is the one that was received last, which may wait behind it.
+    _answering: RequestResponseCycle
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but with one timer per connection that looks now and then how long it has been idle.
@@ -140,7 +147,7 @@ class PreambleHttpProtocol(HttpToolsProtocol):
         `headers` hold the body's length and come from a parser, so that they need no second check for line breaks.
         What `RequestResponseCycle.send` does in two calls, without a pattern match for every name and value.
         """
-        cycle = self.cycle
+        cycle = self._answering
         if cycle.disconnected:
             return
         cycle.response_started = True
