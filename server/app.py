@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from constitutions.compose import Placement
 from constitutions.constitution import Limits
-from server import __version__, constitution_routes, key_routes, operations_routes
+from server import __version__, constitution_routes, key_routes, operations_routes, trace_routes
 from server.callers import Callers
 from server.directory import Directory
 from server.error_routes import error_response, install_error_shape
@@ -31,6 +31,7 @@ from server.openapi import describe_proxied_routes
 from server.probe import count_tokens, probe
 from server.proxy import Proxy
 from server.same_machine import check_same_machine
+from server.sampling_setup import chat_sampling, load_watch, trace_files
 from server.settings import Settings
 from server.store import Store
 from server.tally import Tally
@@ -38,7 +39,7 @@ from server.upstream import Timeouts, UpstreamClient
 from server.upstream_state import UpstreamWatch
 
 # Under /v1, and ours: everything else under /v1 is vLLM's.
-_OURS: Final = ("/v1/constitution", "/v1/users/", "/v1/keys")
+_OURS: Final = ("/v1/constitution", "/v1/users/", "/v1/keys", "/v1/traces/")
 _READY_TIMEOUT_S: Final = 2.0
 _PLACEMENTS: Final = {"system": Placement.SYSTEM, "first_user": Placement.FIRST_USER, "auto": None}
 
@@ -95,6 +96,8 @@ def create_app(settings: Settings) -> PreambleApp:
         ),
     )
     watch = UpstreamWatch(partial(probe, upstream), forced_placement=_PLACEMENTS[settings.system_role])
+    load = load_watch(settings, upstream, metrics)
+    sampling = chat_sampling(settings, upstream, watch, load, metrics)
     access_log = AccessLog() if settings.access_log else None
 
     @contextlib.asynccontextmanager
@@ -107,6 +110,7 @@ def create_app(settings: Settings) -> PreambleApp:
                 stack.callback(access_log.flush)
             stack.push_async_callback(upstream.aclose)
             await stack.enter_async_context(watch.running())
+            await stack.enter_async_context(load.running())
             await directory.refresh()
             app.proxy = Proxy(
                 callers=callers,
@@ -117,6 +121,7 @@ def create_app(settings: Settings) -> PreambleApp:
                 tally=tally,
                 access_log=access_log,
                 max_body_bytes=settings.max_body_bytes,
+                sampling=sampling,
             )
             yield
             app.proxy = None
@@ -144,6 +149,7 @@ def create_app(settings: Settings) -> PreambleApp:
         )
     )
     rest.include_router(key_routes.build_router(store=store, identify=callers.identify))
+    rest.include_router(trace_routes.build_router(traces=trace_files(settings), identify=callers.identify))
     rest.include_router(
         operations_routes.build_router(
             metrics=metrics,

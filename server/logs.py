@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
+from datetime import UTC, datetime
 from typing import IO, Any, Final
 
 import orjson
@@ -86,7 +86,7 @@ class AccessLog:
                 {
                     "event": "request",
                     "level": "info",
-                    "time": time.time(),
+                    "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
                     "request_id": request_id,
                     "method": method,
                     "route": route,

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from server.sampling_metrics import SamplingMetrics
+
 # From a cache-hit answer of a tiny model to the longest generation that a timer lets live.
 _LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 # The proxy's own share: tens of microseconds when all is well.
@@ -91,6 +93,7 @@ class Metrics:
             "Times the store could not be read and what is in memory was served instead.",
             registry=registry,
         )
+        self.sampling = SamplingMetrics(registry)
 
     def render(self) -> bytes:
         """Return all series in the text format, of all workers where there are several."""

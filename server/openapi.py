@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from server.policy import PolicyFields
+
 _HEADERS: Final[list[dict[str, Any]]] = [
     {
         "name": "x-preamble-constitution",
@@ -31,6 +33,14 @@ _HEADERS: Final[list[dict[str, Any]]] = [
     },
 ]
 
+_POLICY_HEADER: Final[dict[str, Any]] = {
+    "name": "x-preamble-policy",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "maxLength": 4096},
+    "description": "The fields of `preamble` as `mode=adaptive, n_max=8`, or as a JSON object.",
+}
+
 _PROXIED: Final[dict[str, tuple[str, str, str]]] = {
     "/v1/chat/completions": ("post", "Chat", "The constitution goes into the system message."),
     "/v1/completions": ("post", "Text completion", "A bare prompt has no system message: no constitution is added."),
@@ -49,9 +59,28 @@ def describe_proxied_routes(app: FastAPI) -> None:
         document = of_fastapi()
         for path, (method, summary, description) in _PROXIED.items():
             document["paths"].setdefault(path, {})[method] = _operation(method, summary, description)
+        _describe_sampling(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _describe_sampling(document: dict[str, Any]) -> None:
+    """Add to the chat route what adaptive best-of-N takes and says."""
+    policy = PolicyFields.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= policy.pop("$defs", {})
+    schemas["Policy"] = policy
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    chat["parameters"] = [*chat["parameters"], _POLICY_HEADER]
+    body = chat["requestBody"]["content"]["application/json"]["schema"]
+    body["properties"] = {"preamble": {"$ref": "#/components/schemas/Policy"}}
+    chat["responses"]["200"]["headers"] |= {
+        "x-preamble-sampling": {
+            "schema": {"type": "string"},
+            "description": "Figures of a sampled answer that is not streamed, or `pass_through=<reason>`.",
+        }
+    }
 
 
 def _operation(method: str, summary: str, description: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter  # the loop's own clock is exact to the millisecond only
@@ -38,6 +38,9 @@ from server.errors import (
 from server.http_protocol import CONNECTION, PreambleHttpProtocol
 from server.identity import Identity
 from server.logs import AccessLog
+from server.sampling_plan import PassThrough
+from server.sampling_report import HEADER as SAMPLING_HEADER
+from server.sampling_report import Out, passed_through
 from server.tally import RouteTally, Tally
 from server.upstream import UpstreamClient, UpstreamResponse
 
@@ -144,14 +147,18 @@ Compose = Callable[[Body, str | None, Placement], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What is known of one upstream path: the name it has in metrics, and how a constitution gets into its body."""
+    """What is known of one upstream path: the name it has in metrics, and how a constitution gets into its body.
+
+    sampled: adaptive best-of-N may answer it.
+    """
 
     name: str
     compose: Compose | None = None
+    sampled: bool = False
 
 
 ROUTES: Final[dict[str, Route]] = {
-    "/v1/chat/completions": Route("chat_completions", _chat),
+    "/v1/chat/completions": Route("chat_completions", _chat, sampled=True),
     "/v1/chat/completions/batch": Route("chat_completions_batch", _chat_batch),
     "/v1/chat/completions/render": Route("render", _chat),
     "/v1/completions": Route("completions"),
@@ -213,6 +220,27 @@ class UpstreamState(Protocol):
         """Say that the upstream was just found unreachable."""
 
 
+class SampledRun(Protocol):
+    """A request that is answered by adaptive best-of-N. took_s: how long that took, once it is over."""
+
+    took_s: float
+
+    async def serve(self, out: Out) -> None:
+        """Answer it. Raises `PreambleError` as long as nothing has been sent."""
+
+
+class Sampling(Protocol):
+    """Adaptive best-of-N, as the request path sees it; `server.adaptive_chat.ChatSampling` is it."""
+
+    def prepare(
+        self, body: Body, header: bytes | None, user: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> SampledRun | PassThrough | None:
+        """Return the run for a composed body, or why it is passed through; None if nobody has asked for sampling."""
+
+    def list_aliases(self, models: bytes) -> bytes:
+        """Return the upstream's list of models with ours in it."""
+
+
 class ClientDisconnected(Exception):
     """The client hung up while its request was being read."""
 
@@ -231,6 +259,7 @@ class Proxy:
         tally: Tally,
         access_log: AccessLog | None,
         max_body_bytes: int,
+        sampling: Sampling | None = None,
     ) -> None:
         self.callers = callers
         self.constitutions = constitutions
@@ -241,6 +270,7 @@ class Proxy:
         self.metrics = tally.metrics
         self.access_log = access_log
         self.max_body_bytes = max_body_bytes
+        self.sampling = sampling
         # Unique, not secret: one random draw per process costs less than one per request.
         self._process = secrets.token_hex(6)
         self._serials = itertools.count()
@@ -272,12 +302,15 @@ class _Request:
         "_identity",
         "_path",
         "_pin",
+        "_policy",
         "_proxy",
         "_receive",
         "_request_bytes",
         "_request_id",
         "_response_bytes",
         "_route",
+        "_run",
+        "_sampling_note",
         "_scope",
         "_send",
         "_series",
@@ -305,14 +338,17 @@ class _Request:
         self._hung_up = False
         self._identity: Identity | None = None
         self._constitution: ConstitutionEntry | None = None
+        self._run: SampledRun | None = None
+        self._sampling_note: bytes | None = None
         self._read_headers()
 
-    def _read_headers(self) -> None:
+    def _read_headers(self) -> None:  # noqa: C901 -- one flat chain; a table would cost a look-up for every header
         """Sort the headers in one pass: ours, what passes on, and the rest, which is dropped."""
         self._authorization: bytes | None = None
         self._x_api_key: bytes | None = None
         self._user_header: bytes | None = None
         self._pin: bytes | None = None
+        self._policy: bytes | None = None
         self._content_type = b""
         self._declared_bytes: int | None = None
         self._forward: list[tuple[bytes, bytes]] = []
@@ -333,6 +369,8 @@ class _Request:
                 self._user_header = value
             elif name == b"x-preamble-constitution":
                 self._pin = value
+            elif name == b"x-preamble-policy":
+                self._policy = value
             elif name == b"x-request-id":
                 request_id = value
         # The upstream aborts two live requests of one id together, so what it gets is never shared by two.
@@ -385,6 +423,9 @@ class _Request:
         # 4. The upstream, while watching for the client to hang up.
         stop_watching = self._watch()
         try:
+            if self._run is not None:
+                await self._serve_sampled(self._run)
+                return
             response = await self._forward_to_upstream(body, stream=stream)
             # 5. The answer.
             try:
@@ -393,6 +434,12 @@ class _Request:
                 response.close()
         finally:
             stop_watching()
+
+    async def _serve_sampled(self, run: SampledRun) -> None:
+        try:
+            await run.serve(self)
+        finally:
+            self._engine_s = run.took_s
 
     def _check_method(self) -> None:
         method = self._scope["method"]
@@ -447,6 +494,13 @@ class _Request:
             for name in OPERATOR_FIELDS:
                 body.pop(name, None)
         body["cache_salt"] = proxy.salt(identity.tenant)
+        if self._route.sampled and proxy.sampling is not None:
+            prepared = proxy.sampling.prepare(body, self._policy, identity.user, self._forward)
+            if isinstance(prepared, PassThrough):
+                self._sampling_note = passed_through(prepared)
+            elif prepared is not None:
+                self._run = prepared
+                return b"", False
         return orjson.dumps(body), body.get("stream") is True
 
     async def _find_constitution(self, identity: Identity) -> ConstitutionEntry | None:
@@ -505,6 +559,9 @@ class _Request:
         whole = response.take_all()
         start = {"type": "http.response.start", "status": response.status, "headers": headers}
         if whole is not None:
+            if self._path == "/v1/models" and self._proxy.sampling is not None:
+                whole = self._proxy.sampling.list_aliases(whole)
+                start["headers"] = [each for each in headers if each[0] != b"content-length"]
             self._status = response.status
             self._response_bytes = len(whole)
             if self._connection is not None and (b"content-length", b"%d" % len(whole)) in headers:
@@ -551,6 +608,24 @@ class _Request:
         finally:
             connection.on_drain(None)
 
+    async def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head of an answer that a run writes."""
+        self._status = status
+        start = {"type": "http.response.start", "status": status, "headers": [*headers, *self._own_headers()]}
+        await self._send(start)
+
+    async def write(self, data: bytes, *, is_token: bool = True) -> None:
+        """Send a piece of it."""
+        if is_token and not self._response_bytes:
+            self._first_token_s = perf_counter() - self._started
+        self._response_bytes += len(data) if is_token else 0
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send its last piece."""
+        self._response_bytes += len(data)
+        await self._send({"type": "http.response.body", "body": data})
+
     async def _break_off(self, response: UpstreamResponse, error: UpstreamError) -> None:
         """End an answer that the upstream did not finish so that the client cannot take it for a whole one."""
         if not self._response_bytes:
@@ -580,10 +655,12 @@ class _Request:
         await self._send({"type": "http.response.body", "body": body})
 
     def _own_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        request_id = (b"x-request-id", self._request_id.encode())
-        if self._constitution is None:
-            return (request_id,)
-        return (request_id, (b"x-preamble-constitution", self._constitution.header))
+        own: tuple[tuple[bytes, bytes], ...] = ((b"x-request-id", self._request_id.encode()),)
+        if self._constitution is not None:
+            own += ((b"x-preamble-constitution", self._constitution.header),)
+        if self._sampling_note is not None:
+            own += ((SAMPLING_HEADER, self._sampling_note),)
+        return own
 
     def _count_disconnect(self, phase: str) -> None:
         self._status = CLIENT_CLOSED_REQUEST

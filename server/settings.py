@@ -21,6 +21,10 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from adaptive.errors import PolicyError
+from adaptive.policy import Mode
+from server.policy import PolicyFields, build
+
 PREFIX = "PREAMBLE_"
 MASK = "**********"
 _SECRET_CHARS = 16
@@ -81,6 +85,22 @@ class Settings(BaseModel):
     max_principle_chars: int = Field(2000, ge=1, description="Longest text of one principle, in characters.")
     max_constitution_chars: int = Field(16000, ge=1, description="Longest constitution, principle texts together.")
 
+    # Adaptive best-of-N.
+    policy: PolicyFields = Field(
+        PolicyFields(mode=Mode.OFF),
+        description="Server's default policy: a TOML table, or text such as mode=adaptive,n_max=8; off without a mode.",
+    )
+    max_candidates: int = Field(256, ge=1, description="Most concurrent candidates, shared out among the workers.")
+    max_candidates_per_user: int = Field(64, ge=1, description="The same for any one user.")
+    load_low: int = Field(
+        2, ge=0, description="Up to this many requests waiting upstream a policy is followed in full."
+    )
+    load_high: int = Field(16, ge=1, description="From this many on, each request gets one candidate.")
+    load_poll_s: float = Field(1.0, gt=0, description="How often the upstream is asked for that, while sampling.")
+    keep_alive_s: float = Field(5.0, gt=0, description="Between SSE comments, while no candidate is settled yet.")
+    trace_ttl_s: float = Field(900.0, gt=0, description="How long the trace of a sampled request is kept.")
+    max_traces: int = Field(1000, ge=1, description="Most traces kept, of all workers about.")
+
     # Where things are kept.
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("preamble", appauthor=False)),
@@ -133,6 +153,22 @@ class Settings(BaseModel):
             raise ValueError(f"must have at least {_SECRET_CHARS} characters; `openssl rand -hex 32` makes a good one")
         return value
 
+    @field_validator("policy")
+    @classmethod
+    def _policy_can_be_followed(cls, value: PolicyFields) -> PolicyFields:
+        said = value if "mode" in value.model_fields_set else value.model_copy(update={"mode": Mode.OFF})
+        try:
+            build(said.said())
+        except PolicyError as error:
+            raise ValueError(str(error)) from error
+        return said
+
+    @model_validator(mode="after")
+    def _load_ascends(self) -> Self:
+        if self.load_low >= self.load_high:
+            raise ValueError(f"load_high: is {self.load_high}; it must be more than load_low, which is {self.load_low}")
+        return self
+
     @model_validator(mode="after")
     def _no_open_proxy(self) -> Self:
         if self.auth == "off" and not self.loopback_only:
@@ -167,6 +203,7 @@ class Settings(BaseModel):
         values = self.model_dump(mode="json")
         if self.database_url is not None:
             values["database_url"] = _URL_PASSWORD.sub(rf"\1:{MASK}", self.database_url)
+        values["policy"] = self.policy.model_dump(mode="json", exclude_unset=True)
         values["engine_args"] = _mask_arguments(self.engine_args)
         return values
 
@@ -271,7 +308,8 @@ def _explain(error: ValidationError, source: Mapping[str, str]) -> list[str]:
         if detail["type"] == "extra_forbidden":
             lines.append(f"{name} ({where}): there is no such setting; {_remedy_for_unknown(name, where)}")
         else:
-            lines.append(f"{name} ({where}): {message}. {Settings.model_fields[name].description}")
+            path = ".".join(str(part) for part in detail["loc"]) if name == "policy" else name
+            lines.append(f"{path} ({where}): {message}. {Settings.model_fields[name].description}")
     return lines
 
 

@@ -562,15 +562,15 @@ class _Pool:
     """The connections to one address, and the permits without which no exchange may begin.
 
     Every exchange holds a permit from before it looks for a connection until it ends. Permits are handed on in the
-    order in which they were asked for. Idle connections hold none, and since one is opened only when none is idle,
-    there are never more than `max_connections` of both kinds together (a few more for as long as closing takes).
+    order in which they were asked for. Idle connections hold none. A connection is opened only when none is idle, or in
+    place of an idle one, so there are never more than `max_connections` of both kinds together (a few more for as long
+    as closing takes).
     """
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, max_connections: int) -> None:
         self._host = host
         self._port = port
         self._tls = tls
-        self._max_connections = max_connections
         self._free = max_connections
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle: dict[_Connection, None] = {}  # the one used last comes last
@@ -672,8 +672,10 @@ class _Pool:
     async def _connect(self) -> _Connection:
         if self._closed:
             raise _shutting_down()
-        if len(self.open) >= self._max_connections and self._idle:
-            next(iter(self._idle)).close()  # only a retry opens one although others are idle
+        if self._idle:  # only where a retry opens one although others are idle: the oldest makes room
+            oldest = next(iter(self._idle))
+            del self._idle[oldest]
+            oldest.close()
         loop = asyncio.get_running_loop()
         connection = _Connection(self, loop)
         try:

@@ -145,7 +145,6 @@ ERRORS: dict[str, tuple[str, Body]] = {
     "no max_tokens": ("/v1/messages", {"messages": QUESTION}),
 }
 OTHER_ROUTES: dict[str, tuple[str, str, Body | None]] = {
-    "models": ("GET", "/v1/models", None),
     "embeddings": ("POST", "/v1/embeddings", {"input": "hello"}),
     "token count of messages": ("POST", "/v1/messages/count_tokens", {"messages": QUESTION}),
     "batch of chats": ("POST", "/v1/chat/completions/batch", CHAT | {"messages": [QUESTION, DEVELOPER]}),

@@ -17,6 +17,7 @@ from server.errors import UpstreamUnavailable
 from server.identity import Identifier
 from server.metrics import Metrics
 from server.store import Store
+from server.tally import Tally
 
 ADMIN_KEY = "an-admin-key-of-the-settings"
 
@@ -42,7 +43,7 @@ class Upstream:
 def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -> FastAPI:
     directory = Directory(store)
     identifier = Identifier(directory, auth_required=auth_required, admin_key=ADMIN_KEY)
-    callers = Callers(directory, identifier, Metrics())
+    callers = Callers(directory, identifier, Tally(Metrics()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -65,12 +65,13 @@ async def eventually(condition: Callable[[], bool], *, within_s: float = CLOSED_
 @contextlib.asynccontextmanager
 async def checked(client: UpstreamClient, server: AwkwardServer) -> AsyncIterator[None]:
     """Check at the end that both sides count the same connections, that no permit is lost, and that all can close."""
+    pool = client._pool
+    permits = pool._free
     try:
         yield
-        pool = client._pool
         assert await eventually(lambda: set(pool._idle) == pool.open)
         assert await eventually(lambda: client.open_connections == server.open_connections)
-        assert (pool._free, list(pool._waiting)) == (pool._max_connections, [])
+        assert (pool._free, list(pool._waiting)) == (permits, [])
     finally:
         await client.aclose()
     assert client.open_connections == 0

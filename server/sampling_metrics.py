@@ -1,0 +1,144 @@
+"""The metrics of adaptive best-of-N: names, units, labels. All label values come from closed sets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from adaptive.candidate import Fate
+from adaptive.run import Outcome
+from adaptive.savings import estimated
+from adaptive.spend import tally
+from adaptive.trace import Decision, Degraded, Drew, Pruned, Stopped, Trace
+
+_CANDIDATES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+_SHARES: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+# Where a client may set checkpoints at will, labels are the next of these.
+_CHECKPOINTS: Final = (32, 64, 128, 256, 512, 1024, 4096)
+
+
+class SamplingMetrics:
+    """The series of sampled requests, in the given registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.candidates = Histogram(
+            "preamble_candidates_per_request",
+            "Candidates drawn for a sampled request, by the policy's mode.",
+            ("mode",),
+            buckets=_CANDIDATES,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "preamble_candidate_tokens",
+            "Tokens by fate: returned, finished (and not chosen), pruned, failed, aborted, and scoring (prompt tokens "
+            "computed and label tokens read for scores).",
+            ("fate",),
+            registry=registry,
+        )
+        self.win_or_tie = Histogram(
+            "preamble_win_or_tie_probability",
+            "P(win or tie) of the returned reply by self-evaluation.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.resampling = Counter(
+            "preamble_resampling_decisions",
+            "Decisions about another batch: drew, or the reason to draw no more.",
+            ("reason",),
+            registry=registry,
+        )
+        self.pruning = Counter(
+            "preamble_prune_decisions",
+            "Candidates compared at a checkpoint, by its tokens (rounded up to a fixed list) and what became of them.",
+            ("checkpoint", "decision"),
+            registry=registry,
+        )
+        self.full_tokens = Counter(
+            "preamble_best_of_n_tokens",
+            "Tokens that full best-of-N would have generated for the sampled requests, estimated.",
+            registry=registry,
+        )
+        self.spent_tokens = Counter(
+            "preamble_spent_tokens",
+            "Tokens generated for the sampled requests, and the cost of scoring in the same unit.",
+            registry=registry,
+        )
+        self.added_latency = Histogram(
+            "preamble_added_latency_seconds",
+            "From the end of the first candidate, the reply without us, to the end of the run.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.scoring_duration = Histogram(
+            "preamble_scoring_duration_seconds",
+            "Duration of a scoring call.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.degradations = Counter(
+            "preamble_sampling_degradations",
+            "Times a part (scorer, selector) failed, by what took its place.",
+            ("part", "instead"),
+            registry=registry,
+        )
+        self.passed_through = Counter(
+            "preamble_sampling_passed_through",
+            "Requests that asked for sampling, or would have by default, and could not gain from it, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "preamble_upstream_waiting_requests",
+            "Depth of the upstream's queue when it was last asked.",
+            registry=registry,
+            multiprocess_mode="max",
+        )
+
+    def count(self, trace: Trace, outcome: Outcome | None) -> None:
+        """Count a run that is over; without an outcome it was cancelled or failed."""
+        if not trace.candidates:
+            return  # the client left while its first candidate waited for a place
+        spend = tally(trace.candidates, trace.scoring)
+        self.candidates.labels(trace.policy.mode.value).observe(spend.drawn)
+        for fate in Fate:
+            if fate is not Fate.RUNNING:
+                self.tokens.labels(fate.value).inc(spend.tokens[fate])
+        self.tokens.labels("scoring").inc(spend.scoring_tokens)
+        savings = estimated(trace.candidates, spend, trace.policy.n_max) if outcome is None else outcome.savings
+        self.full_tokens.inc(savings.full_tokens)
+        self.spent_tokens.inc(savings.spent_tokens + savings.scoring_cost)
+        for decision in trace.decisions:
+            self._count_decision(decision)
+        for call in trace.scoring:
+            if call.error is None:
+                self.scoring_duration.observe(call.answered_s - call.asked_s)
+        if outcome is not None:
+            self._count_reply(trace, outcome)
+
+    def _count_decision(self, decision: Decision) -> None:
+        match decision:
+            case Drew():
+                self.resampling.labels("drew").inc()
+            case Stopped(reason):
+                self.resampling.labels(reason.value).inc()
+            case Pruned():
+                self._count_pruning(decision)
+            case Degraded():
+                self.degradations.labels(decision.part, decision.instead).inc()
+            case _:
+                pass  # a pick or a commitment decides nothing about spending
+
+    def _count_reply(self, trace: Trace, outcome: Outcome) -> None:
+        score = outcome.choices[0].score
+        if score is not None and score.label_mass is not None:
+            self.win_or_tie.observe(score.value)
+        first = trace.candidates[0]
+        if first.complete and first.ended_s is not None:
+            self.added_latency.observe(max(0.0, trace.took_s - first.ended_s))
+
+    def _count_pruning(self, decision: Pruned) -> None:
+        checkpoint = next((str(each) for each in _CHECKPOINTS if decision.checkpoint <= each), "+Inf")
+        self.pruning.labels(checkpoint, "pruned").inc(len(decision.pruned))
+        self.pruning.labels(checkpoint, "kept").inc(len(decision.compared) - len(decision.pruned))
