@@ -83,5 +83,9 @@ class UpstreamWatch:
         self._suspected.clear()
         self.profile = profile
         self.placement = self._forced or profile.placement
+        if profile.models_status in {401, 403}:
+            log.warning(
+                "upstream_refuses_our_key", remedy="Set upstream_api_key to the key that vLLM was started with."
+            )
         log.info("upstream_ready", version=profile.version, models=profile.model_names, placement=self.placement.value)
         return True
