@@ -90,6 +90,7 @@ class EngineCommand:
             "PYTHONUNBUFFERED": "1",
             # What vLLM keeps between starts lies beside the checkpoint and goes with it.
             "VLLM_CACHE_ROOT": str(self.cache_dir / "vllm"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.cache_dir / "torchinductor"),
         }
         if Path(self.model).is_dir():
             # The weights are on disk: ask no server whether there are newer ones.

@@ -20,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.1
 # How long the processes of an ended command may take to clean up after themselves.
 STRAGGLERS_S = 3.0
+# A socket's path has at most 107 characters (unix(7)), and vLLM's names and our directory take 60 of them.
+LONGEST_TMPDIR = 47
 
 
 class BoundedLog:
@@ -105,12 +108,22 @@ def _end_adopted() -> None:
 def guard(command: list[str], log: BoundedLog, grace_s: float, stop_asked: Callable[[], bool]) -> int:
     """Run `command` until it ends, standard input ends or `stop_asked()`; return its exit status (see above)."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # vLLM leaves its sockets behind in the directory for temporary files, so it gets one that goes with it.
+    parent = tempfile.gettempdir()
+    if len(parent) > LONGEST_TMPDIR:
+        parent = "/tmp"  # noqa: S108 -- the directory made in it is the owner's alone
+    with tempfile.TemporaryDirectory(prefix="preamble-vllm-", dir=parent, ignore_cleanup_errors=True) as temporary:
+        return _guard(command, log, grace_s, stop_asked, temporary)
+
+
+def _guard(command: list[str], log: BoundedLog, grace_s: float, stop_asked: Callable[[], bool], temporary: str) -> int:
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env=os.environ | {"TMPDIR": temporary},
         # The second line of defence: the command is told to stop even when the guard itself is killed.
         preexec_fn=lambda: _prctl(PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509 - safe: the guard has one thread
     )
