@@ -139,8 +139,8 @@ def test_the_log_can_be_read_by_its_owner_alone(tmp_path: Path) -> None:
 def test_what_the_command_leaves_in_the_directory_for_temporary_files_goes_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     leaves = "import tempfile; print(tempfile.mkdtemp(), flush=True)"
-    guard = start(log, sys.executable, "-c", leaves)
-    assert guard.wait(10) == 0
+    with start(log, sys.executable, "-c", leaves) as guard:
+        assert guard.wait(10) == 0
     left = Path(log.read_text().strip())
     assert left.parent.name.startswith("preamble-vllm-")
     assert not left.parent.exists()
