@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,15 @@ import pytest
 
 from server.engine import EmbeddedEngine, Progress
 from server.settings import Settings
+
+
+def pytest_configure() -> None:
+    """Let what tests start be interrupted, also where the tests themselves run in the background of a shell.
+
+    Such a shell has SIGINT ignored, and what is ignored stays so in every process that is started.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)
