@@ -38,8 +38,8 @@ def seen(preamble: Preamble, vllm: Vllm) -> dict[str, Any]:
     return {**json.loads(run.stdout), "expectedTag": tag}
 
 
-def test_it_lists_the_models_of_vllm(seen: dict[str, Any], vllm: Vllm) -> None:
-    assert seen["models"] == [vllm.model]
+def test_it_lists_the_models_of_vllm_and_their_aliases(seen: dict[str, Any], vllm: Vllm) -> None:
+    assert seen["models"] == [vllm.model, f"{vllm.model}:adaptive", f"{vllm.model}:best-of-8"]
 
 
 def test_it_chats_with_the_constitution(seen: dict[str, Any]) -> None:
