@@ -30,7 +30,7 @@ serve: $(VENV)/.engine-$(ENGINE) ## Install everything, start vLLM and the proxy
 install: $(VENV)/.base ## Install the proxy and the development tools, without an engine
 
 check: $(VENV)/.base lint ## Format, lint, types and the tests that need no engine; under 3 minutes
-	$(BIN)/python -m pytest -m 'not live'
+	$(BIN)/python -m pytest -m 'not live' -n 3 --dist loadfile
 
 test: $(VENV)/.engine-$(ENGINE) debian-packages node-packages lint ## Install everything and run the whole suite, against a real vLLM too
 	$(BIN)/python -m pytest

@@ -192,7 +192,8 @@ def test_printed_settings_name_their_source_and_meaning() -> None:
         assert field.description.split()[0] in printed
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+# A setting that is the mask itself is printed as what a masked one is: as a comment.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: text != MASK)
 
 
 @given(texts, st.lists(texts, max_size=3), st.integers(1, 64), st.floats(0.001, 1e6), st.booleans())
