@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.app import PreambleApp, create_app
 from server.http_protocol import PreambleHttpProtocol
@@ -48,7 +49,9 @@ class RunningProxy:
 
 
 @contextlib.asynccontextmanager
-async def running_proxy(upstream: str, data_dir: Path, **settings: object) -> AsyncIterator[RunningProxy]:
+async def running_proxy(
+    upstream: str, data_dir: Path, *, http: type[HttpToolsProtocol] = PreambleHttpProtocol, **settings: object
+) -> AsyncIterator[RunningProxy]:
     """Serve in front of `upstream` for as long as the context lasts; API keys are required unless `auth` says else."""
     values = {"auth": "required", "admin_key": ADMIN_KEY, "access_log": False, "log_level": "error", **settings}
     app = create_app(Settings.model_validate({"upstream": upstream, "data_dir": data_dir, **values}))
@@ -56,7 +59,7 @@ async def running_proxy(upstream: str, data_dir: Path, **settings: object) -> As
         config = uvicorn.Config(
             app,
             loop="none",
-            http=PreambleHttpProtocol,
+            http=http,
             ws="none",
             lifespan="on",
             access_log=False,

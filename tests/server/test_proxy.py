@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from loadtests.fake_upstream import FakeUpstream, Timing
 from server.proxy import ROUTES, accepted_request_id
@@ -427,3 +428,19 @@ async def test_without_keys_on_loopback_the_user_comes_from_the_header_or_the_bo
         assert b"I am ben." in upstream.received[-1].body
         await client.post("/v1/chat/completions", json=CHAT)
         assert b"I am" not in upstream.received[-1].body
+
+
+async def test_under_a_server_without_our_protocol_answers_are_the_same_and_hang_ups_are_seen(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    async with (
+        running_proxy(upstream.url, tmp_path, http=HttpToolsProtocol) as proxy,
+        httpx.AsyncClient(base_url=proxy.url, headers=await proxy.make_key("alice"), timeout=10) as client,
+    ):
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        streamed = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        assert streamed.content == b"".join(upstream.events[False])
+        upstream.timing = Timing(first_byte_delay_s=30)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/chat/completions", json=CHAT, timeout=0.2)
+        await upstream.until(lambda server: server.abandoned == 1, timeout_s=1)

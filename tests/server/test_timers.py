@@ -23,13 +23,13 @@ CONNECT_S: Final = 0.3
 FIRST_TOKEN_S: Final = 0.4
 STALL_S: Final = 0.5
 TOTAL_S: Final = 1.2
-SETTINGS: Final[dict[str, object]] = {
+SETTINGS: Final[dict[str, Any]] = {
     "connect_timeout_s": CONNECT_S,
     "first_token_timeout_s": FIRST_TOKEN_S,
     "stall_timeout_s": STALL_S,
     "total_timeout_s": TOTAL_S,
 }
-_LATE_S: Final = 0.5  # how much later than set a timer may fire on a busy machine
+_LATE_S: Final = 1.0  # how much later than set a timer may fire on a busy machine
 
 
 @pytest.fixture
