@@ -75,9 +75,13 @@ class Services:
 class ChatSampling:
     """Decides for each chat request whether it is sampled."""
 
-    def __init__(self, services: Services, default: PolicyFields) -> None:
+    def __init__(
+        self, services: Services, default: PolicyFields, policy_of: Callable[[str], PolicyFields | None]
+    ) -> None:
+        """`default`: the server's policy. `policy_of`: a user's own, from memory; it may raise `StoreUnavailable`."""
         self._services = services
         self._default = default
+        self._policy_of = policy_of
         self._always = default.said().get("mode", Mode.OFF) is not Mode.OFF
 
     def prepare(
@@ -86,16 +90,17 @@ class ChatSampling:
         """Return the run for a composed body, or why it is passed through; None if nobody has asked for sampling.
 
         Takes our own fields out of the body. headers: what passes on; the request id among them is unique. Raises
-        `BadRequest`.
+        `BadRequest`, `StoreUnavailable`.
         """
+        own = self._policy_of(user)
         model = body.get("model")
         aliased = isinstance(model, str) and ":" in model
-        if not (self._always or aliased or header is not None or BODY_FIELD in body):
+        if not (self._always or aliased or own is not None or header is not None or BODY_FIELD in body):
             return None
         profile = self._services.profile()
         served = () if profile is None else profile.model_names
         asked = header is not None or body.get(BODY_FIELD) is not None
-        planned = plan(body, None if header is None else header.decode("latin-1"), self._default, served)
+        planned = plan(body, None if header is None else header.decode("latin-1"), self._default, served, own)
         if planned.reason is not None:
             if planned.reason is PassThrough.OFF and not asked and not self._always:
                 return None  # a model that has a colon in its name

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from constitutions.compose import Placement
 from constitutions.constitution import Limits
-from server import __version__, constitution_routes, key_routes, operations_routes, trace_routes
+from server import __version__, constitution_routes, key_routes, operations_routes, policy_routes, trace_routes
 from server.callers import Callers
 from server.directory import Directory
 from server.error_routes import error_response, install_error_shape
@@ -39,7 +39,7 @@ from server.upstream import Timeouts, UpstreamClient
 from server.upstream_state import UpstreamWatch
 
 # Under /v1, and ours: everything else under /v1 is vLLM's.
-_OURS: Final = ("/v1/constitution", "/v1/users/", "/v1/keys", "/v1/traces/")
+_OURS: Final = ("/v1/constitution", "/v1/policy", "/v1/users/", "/v1/keys", "/v1/traces/")
 _READY_TIMEOUT_S: Final = 2.0
 _PLACEMENTS: Final = {"system": Placement.SYSTEM, "first_user": Placement.FIRST_USER, "auto": None}
 
@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> PreambleApp:
     )
     watch = UpstreamWatch(partial(probe, upstream), forced_placement=_PLACEMENTS[settings.system_role])
     load = load_watch(settings, upstream, metrics)
-    sampling = chat_sampling(settings, upstream, watch, load, metrics)
+    sampling = chat_sampling(settings, upstream, watch, load, metrics, callers.policy)
     access_log = AccessLog() if settings.access_log else None
 
     @contextlib.asynccontextmanager
@@ -148,6 +148,7 @@ def create_app(settings: Settings) -> PreambleApp:
             context_tokens=watch.context_tokens,
         )
     )
+    rest.include_router(policy_routes.build_router(store=store, identify=callers.identify, default=settings.policy))
     rest.include_router(key_routes.build_router(store=store, identify=callers.identify))
     rest.include_router(trace_routes.build_router(traces=trace_files(settings), identify=callers.identify))
     rest.include_router(

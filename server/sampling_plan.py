@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from adaptive.policy import MAX_CANDIDATES, Mode, Policy
 from adaptive.policy import PassThrough as CoreReason
-from server.policy import BODY_FIELD, HEADER, PolicyFields, read_alias, read_fields, resolve
+from server.policy import BODY_FIELD, HEADER, USER_DEFAULT, PolicyFields, read_alias, read_fields, resolve
 
 # vLLM takes a temperature below this for greedy (`_SAMPLING_EPS` in vllm/sampling_params.py).
 _GREEDY_BELOW: Final = 1e-5
@@ -45,10 +45,17 @@ class Plan:
     seed: int | None = None
 
 
-def plan(body: dict[str, Any], header: str | None, default: PolicyFields, served: tuple[str, ...]) -> Plan:
+def plan(
+    body: dict[str, Any],
+    header: str | None,
+    default: PolicyFields,
+    served: tuple[str, ...],
+    own: PolicyFields | None = None,
+) -> Plan:
     """Return the plan for a chat request; takes `preamble` out of its body and an alias out of its model.
 
-    served: model names of the upstream, which are no aliases. Raises `BadRequest` naming the wrong field.
+    served: model names of the upstream, which are no aliases. own: the user's default policy. Raises `BadRequest`
+    naming the wrong field.
     """
     sources: list[tuple[str, PolicyFields]] = []
     fields = body.pop(BODY_FIELD, None)
@@ -61,6 +68,8 @@ def plan(body: dict[str, Any], header: str | None, default: PolicyFields, served
     if alias is not None:
         body["model"] = alias.model
         sources.append(("model", alias.fields))
+    if own is not None:
+        sources.append((USER_DEFAULT, own))
     return _suited(body, resolve(default, *sources))
 
 

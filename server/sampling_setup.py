@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from adaptive.clock import LoopClock
 from adaptive.limits import Ceiling, LoadShedding
 from server.adaptive_chat import ChatSampling, Services
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
+from server.policy import PolicyFields
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings
 from server.traces import TraceFiles, TraceWriter
@@ -26,9 +29,17 @@ def load_watch(settings: Settings, upstream: UpstreamClient, metrics: Metrics) -
 
 
 def chat_sampling(
-    settings: Settings, upstream: UpstreamClient, watch: UpstreamWatch, load: LoadWatch, metrics: Metrics
+    settings: Settings,
+    upstream: UpstreamClient,
+    watch: UpstreamWatch,
+    load: LoadWatch,
+    metrics: Metrics,
+    policy_of: Callable[[str], PolicyFields | None],
 ) -> ChatSampling:
-    """Return the sampling of chat completions. The ceilings are shared out among the workers, so that they hold."""
+    """Return the sampling of chat completions; `policy_of` gives a user's default policy, from memory.
+
+    The ceilings are shared out among the workers, so that they hold.
+    """
     services = Services(
         upstream=upstream,
         profile=lambda: watch.profile,
@@ -44,4 +55,4 @@ def chat_sampling(
         metrics=metrics.sampling,
         keep_alive_s=settings.keep_alive_s,
     )
-    return ChatSampling(services, settings.policy)
+    return ChatSampling(services, settings.policy, policy_of)

@@ -301,7 +301,7 @@ async def test_without_a_policy_nothing_is_sampled_and_no_header_is_added(open_s
         assert at.upstream.chats[-1]["model"] == "library/model:latest"
 
 
-async def test_the_policy_of_body_header_alias_and_server_win_in_this_order(open_setting: Open) -> None:
+async def test_the_policy_of_body_header_alias_user_and_server_win_in_this_order(open_setting: Open) -> None:
     settings = {"policy": "mode=best_of_n, n_max=2, checkpoints=[]".replace(", checkpoints=[]", "")}
     async with open_setting("one", settings=settings) as at:
 
@@ -315,11 +315,40 @@ async def test_the_policy_of_body_header_alias_and_server_win_in_this_order(open
 
         header = {"x-preamble-policy": "n_max=4"}
         assert await drawn(None) == 2
+        assert (await at.alice.put("/v1/policy", json={"n_max": 6})).status_code == 201
+        assert await drawn(None) == 6
         assert await drawn(None, model=f"{MODEL}:best-of-3") == 3
         assert at.upstream.chats[0]["model"] == MODEL
         assert await drawn(None, model=f"{MODEL}:best-of-3", headers=header) == 4
         assert await drawn({"n_max": 5}, model=f"{MODEL}:best-of-3", headers=header) == 5
         assert await drawn({"mode": "off"}) == 1
+        await at.alice.put("/v1/policy", json={"mode": "off"})
+        assert await drawn(None) == 1
+        assert await drawn({"n_max": 3, "mode": "best_of_n"}) == 3
+        await at.alice.delete("/v1/policy")
+        assert await drawn(None) == 2
+
+
+async def test_a_users_default_is_theirs_alone_and_holds_for_whoever_says_nothing(open_setting: Open) -> None:
+    async with open_setting("one", "two", "three", judge=prefers("three")) as at:
+        put = await at.proxy.admin.put("/v1/users/alice/policy", json=BEST_OF_3)
+        assert put.status_code == 201
+        sampled = await at.chat()
+        assert sampled.json()["preamble"]["candidates"]["drawn"] == 3
+        headers = await at.proxy.make_key("bob")
+        async with httpx.AsyncClient(base_url=at.proxy.url, headers=headers) as bob:
+            plain = await bob.post("/v1/chat/completions", json=CHAT)
+        assert plain.json()["id"] == "chatcmpl-plain"
+        assert "x-preamble-sampling" not in plain.headers
+        streamed = await at.stream(None)
+        assert streamed[-2]["preamble"]["candidates"]["drawn"] == 3
+
+
+async def test_a_users_default_that_does_not_go_with_a_request_is_named_in_the_400(open_setting: Open) -> None:
+    async with open_setting("one") as at:
+        await at.alice.put("/v1/policy", json={"commit_at": 9})
+        answer = await at.chat({"streaming": "whole"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy.commit_at")
 
 
 async def test_the_aliases_are_listed_beside_the_models(open_setting: Open) -> None:
