@@ -22,7 +22,7 @@ from adaptive.engine import EngineError
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import Mode, ScorerName, SelectorName
 from adaptive.run import Outcome, Request
-from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer, ScoringFailed
+from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer
 from adaptive.seeds import SEED_BITS
 from adaptive.selection import First, HighestScore, Majority, Selector
 from adaptive.stream import streamed
@@ -64,6 +64,7 @@ class Services:
     profile: Callable[[], UpstreamProfile | None]
     suspect: Callable[[], None]
     tokens: SelfEvaluationTokens
+    lacks_read_out: Callable[[str | None], bool]
     ceiling: Ceiling
     shedding: LoadShedding
     load: LoadWatch
@@ -100,7 +101,8 @@ class ChatSampling:
         profile = self._services.profile()
         served = () if profile is None else profile.model_names
         asked = header is not None or body.get(BODY_FIELD) is not None
-        planned = plan(body, None if header is None else header.decode("latin-1"), self._default, served, own)
+        text = None if header is None else header.decode("latin-1")
+        planned = plan(body, text, self._default, served, own, self._services.lacks_read_out)
         if planned.reason is not None:
             if planned.reason is PassThrough.OFF and not asked and not self._always:
                 return None  # a model that has a colon in its name
@@ -216,13 +218,10 @@ class ChatRun:
             case ScorerName.SELF_EVALUATION:
                 return ChatSelfEvaluation(self._engine, self._services.tokens), last
             case ScorerName.READ_OUT:
-                try:
-                    question = await self._services.tokens.of(self._engine.request.model)
-                except ScoringFailed as error:
-                    raise UpstreamBroken(
-                        f"The read-out's labels are not known: {error}. Use another scorer."
-                    ) from error
-                return ReadOutScorer(question.labels), last
+                labels = self._services.tokens.read_out(self._engine.request.model)
+                if labels is None:  # else the plan would have refused it
+                    raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")
+                return ReadOutScorer(labels), last
             case ScorerName.GROUP_CONFIDENCE:
                 return GroupConfidenceScorer(), last
             case ScorerName.MEAN_LOG_PROBABILITY:

@@ -72,7 +72,8 @@ class PreambleApp:
 def create_app(settings: Settings) -> PreambleApp:
     """Return the application for `settings`, whose `upstream` must be set.
 
-    Opens the store; the lifespan opens the rest and closes everything. Raises `StoreUnavailable`.
+    Opens the store; the lifespan opens the rest and closes everything. Raises `StoreUnavailable`, and
+    `SelfEvaluationConfigError` for a file that the setting names.
     """
     if settings.upstream is None:
         raise ValueError("create_app needs settings.upstream; `preamble serve` sets it when it starts an engine")

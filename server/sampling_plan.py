@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from adaptive.policy import MAX_CANDIDATES, Mode, Policy
+from adaptive.policy import MAX_CANDIDATES, Mode, Policy, ScorerName
 from adaptive.policy import PassThrough as CoreReason
-from server.policy import BODY_FIELD, HEADER, USER_DEFAULT, PolicyFields, read_alias, read_fields, resolve
+from server.policy import (
+    BODY_FIELD,
+    HEADER,
+    USER_DEFAULT,
+    PolicyFields,
+    read_alias,
+    read_fields,
+    resolve,
+    wrong_field,
+)
 
 # vLLM takes a temperature below this for greedy (`_SAMPLING_EPS` in vllm/sampling_params.py).
 _GREEDY_BELOW: Final = 1e-5
+_NO_READ_OUT: Final = (
+    "'read_out' needs a model that was trained for it, and of this one no labels are known. Use another scorer; the "
+    "operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json beside the model"
+)
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
 
@@ -51,11 +64,12 @@ def plan(
     default: PolicyFields,
     served: tuple[str, ...],
     own: PolicyFields | None = None,
+    lacks_read_out: Callable[[str | None], bool] = lambda _: False,
 ) -> Plan:
     """Return the plan for a chat request; takes `preamble` out of its body and an alias out of its model.
 
-    served: model names of the upstream, which are no aliases. own: the user's default policy. Raises `BadRequest`
-    naming the wrong field.
+    served: model names of the upstream, which are no aliases. own: the user's default policy. lacks_read_out: whether a
+    model is known to have none. Raises `BadRequest` naming the wrong field.
     """
     sources: list[tuple[str, PolicyFields]] = []
     fields = body.pop(BODY_FIELD, None)
@@ -70,7 +84,12 @@ def plan(
         sources.append(("model", alias.fields))
     if own is not None:
         sources.append((USER_DEFAULT, own))
-    return _suited(body, resolve(default, *sources))
+    planned = _suited(body, resolve(default, *sources))
+    name = body.get("model")
+    wants_read_out = planned.reason is None and planned.policy.scorer is ScorerName.READ_OUT
+    if wants_read_out and lacks_read_out(name if isinstance(name, str) else None):
+        raise wrong_field(sources, "scorer", _NO_READ_OUT)
+    return planned
 
 
 def _suited(body: Mapping[str, Any], policy: Policy) -> Plan:
@@ -103,7 +122,7 @@ def _unsuited(body: Mapping[str, Any], policy: Policy) -> PassThrough | None:
         return PassThrough.PROMPT_LOGPROBS
     if not all(_is_text(message.get("content")) for message in body.get("messages", ())):
         return PassThrough.NOT_TEXT
-    if policy.scorer == "read_out" and body.get("logprobs"):
+    if policy.scorer is ScorerName.READ_OUT and body.get("logprobs"):
         return PassThrough.READ_OUT
     return None
 

@@ -10,6 +10,7 @@ from server.adaptive_chat import ChatSampling, Services
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
 from server.policy import PolicyFields
+from server.self_evaluation_config import SelfEvaluationConfigs, read_config
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings
 from server.traces import TraceFiles, TraceWriter
@@ -38,13 +39,18 @@ def chat_sampling(
 ) -> ChatSampling:
     """Return the sampling of chat completions; `policy_of` gives a user's default policy, from memory.
 
-    The ceilings are shared out among the workers, so that they hold.
+    The ceilings are shared out among the workers, so that they hold. Raises `SelfEvaluationConfigError`.
     """
+    file = settings.self_evaluation
+    configs = SelfEvaluationConfigs(
+        lambda: watch.profile, explicit=None if file is None else read_config(file), own=settings.model
+    )
     services = Services(
         upstream=upstream,
         profile=lambda: watch.profile,
         suspect=watch.suspect,
-        tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile),
+        tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile, config_of=configs.of),
+        lacks_read_out=configs.lacks_read_out,
         ceiling=Ceiling(
             max(1, settings.max_candidates // settings.workers),
             max(1, settings.max_candidates_per_user // settings.workers),

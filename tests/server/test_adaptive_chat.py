@@ -14,8 +14,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from server.self_evaluation_config import FILE
 from tests.server.running import RunningProxy, running_proxy
-from tests.server.sampling_upstream import MODEL, Reply, SamplingUpstream
+from tests.server.sampling_upstream import MODEL, NO, YES, Reply, SamplingUpstream
 
 CHAT: dict[str, Any] = {
     "model": MODEL,
@@ -440,6 +441,70 @@ async def test_scoring_that_fails_degrades_to_mean_log_probability_by_name(
         assert (degradation["failed"], degradation["instead"]) == ("self_evaluation", "mean_log_probability")
         name = 'preamble_sampling_degradations_total{instead="mean_log_probability",part="scorer"}'
         assert await at.proxy.metric(name) == 1
+
+
+IDS = {"format": 1, "suffix_ids": [3, 9, 10], "win_or_tie_ids": [NO], "loss_ids": [YES]}
+READ_OUT = {"read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
+
+
+async def test_a_question_in_token_ids_follows_every_response_whether_it_has_ended_or_not(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS))
+    policy = {"mode": "best_of_n", "n_max": 2, "checkpoints": [{"tokens": 2, "keep": 0.5}]}
+    async with open_setting(
+        Reply("one", gap_s=0.02), Reply("two", gap_s=0.02), settings={"self_evaluation": tmp_path}
+    ) as at:
+        for each in (policy, BEST_OF_3):
+            assert (await at.chat(each)).json()["preamble"]["scorer"] == "self_evaluation"
+        endings = {
+            "".join(map(chr, ids)).rpartition("\2assistant\n")[2] for s in at.upstream.scorings for ids in s["prompt"]
+        }
+        # No end of the turn but the suffix's own.
+        assert endings == {f"{said}\3\t\n" for said in ("on", "tw", "one", "two")}
+
+
+async def test_the_configuration_is_found_where_the_upstream_has_loaded_its_model_from(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS))
+    async with open_setting("one", "two", root=str(tmp_path)) as at:
+        await at.chat(BEST_OF_3)
+        assert at.upstream.scorings[0]["prompt"][0][-3:] == [3, 9, 10]
+
+
+async def test_the_read_out_judges_by_labels_that_come_with_the_tokens_and_asks_for_nothing(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    async with open_setting("one", "two", judge=prefers("two"), settings={"self_evaluation": tmp_path}) as at:
+        body = (await at.chat(BEST_OF_3 | {"scorer": "read_out"})).json()
+        assert body["choices"][0]["message"]["content"] == "two"
+        assert (body["preamble"]["scorer"], body["preamble"]["choices"][0]["score"]) == ("read_out", 0.9)
+        assert body["choices"][0]["logprobs"] is None
+        assert {tuple(chat["logprob_token_ids"]) for chat in at.upstream.chats} == {(NO, YES)}
+        assert at.upstream.scorings == []
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "own", "param"),
+    [
+        ({"scorer": "read_out"}, None, None, "preamble.scorer"),
+        (None, "scorer=read_out", None, "x-preamble-policy.scorer"),
+        ({"n_max": 2}, None, {"scorer": "read_out"}, "policy.scorer"),
+    ],
+)
+async def test_a_read_out_that_the_model_was_not_trained_for_is_a_400_that_names_field_and_remedy(
+    open_setting: Open, body: object, header: str | None, own: object, param: str
+) -> None:
+    async with open_setting("one") as at:
+        if own is not None:
+            assert (await at.alice.put("/v1/policy", json=own)).status_code == 201
+        headers = {} if header is None else {"x-preamble-policy": header}
+        answer = await at.alice.post("/v1/chat/completions", json=CHAT | {"preamble": body}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert "self_evaluation" in answer.json()["error"]["message"]
+        assert at.upstream.chats == []
 
 
 async def test_an_older_upstream_is_asked_through_generative_scoring(open_setting: Open) -> None:

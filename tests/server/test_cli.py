@@ -120,6 +120,17 @@ def test_a_wrong_setting_stops_the_start_with_its_name_and_the_remedy(
     assert any("workers (from PREAMBLE_WORKERS): should be a valid integer" in line for line in lines)
 
 
+def test_a_wrong_self_evaluation_file_that_is_set_stops_the_start(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "preamble_self_evaluation.json"
+    file.write_text('{"format": 1, "question": ""}')
+    monkeypatch.setenv("PREAMBLE_SELF_EVALUATION", str(tmp_path))
+    result = shell.on_store("serve", "--upstream", "http://127.0.0.1:9", "--port", "0")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.replace("\n", "") == f"self_evaluation: {file}: question must be the text of the question."
+
+
 def test_options_are_checked_like_settings(shell: Shell) -> None:
     result = shell("serve", "--port", "eighty", "--auth", "off", "--host", "0.0.0.0")  # noqa: S104 -- nothing is bound
     assert result.status == 2

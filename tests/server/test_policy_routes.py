@@ -165,7 +165,7 @@ def test_whose_it_is_follows_the_key(anonymous: TestClient, alice: TestClient, a
 def test_a_policy_that_no_longer_goes_with_the_servers_default_is_shown_with_the_reason() -> None:
     policy = UserPolicy("pol_a", 1, "alice", '{"commit_at":9}', updated_at=1)
     assert to_plain(policy, POLICY)["problem"] is None
-    shown = to_plain(policy, PolicyFields(streaming="whole"))  # type: ignore[arg-type]  # pydantic takes the text
+    shown = to_plain(policy, PolicyFields(streaming="whole"))
     assert shown["effective"] is None
     assert shown["problem"].startswith("'policy.commit_at': ")
     PolicyBody.model_validate_json(json.dumps(shown))
