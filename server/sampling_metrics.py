@@ -7,6 +7,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from adaptive.candidate import Fate
+from adaptive.restraint import restraints
 from adaptive.run import Outcome
 from adaptive.savings import estimated
 from adaptive.spend import tally
@@ -83,6 +84,12 @@ class SamplingMetrics:
             ("part", "instead"),
             registry=registry,
         )
+        self.restrained = Counter(
+            "preamble_sampling_restrained",
+            "Sampled requests that got fewer candidates than their policy allows, by what kept them from it.",
+            ("by",),
+            registry=registry,
+        )
         self.passed_through = Counter(
             "preamble_sampling_passed_through",
             "Requests that asked for sampling, or would have by default, and could not gain from it, by reason.",
@@ -111,6 +118,8 @@ class SamplingMetrics:
         self.spent_tokens.inc(savings.spent_tokens + savings.scoring_cost)
         for decision in trace.decisions:
             self._count_decision(decision)
+        for reason in restraints(trace):
+            self.restrained.labels(reason.value).inc()
         for call in trace.scoring:
             if call.error is None:
                 self.scoring_duration.observe(call.answered_s - call.asked_s)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from adaptive.candidate import CandidateRecord, Fate
+from adaptive.restraint import restraints
 from adaptive.run import Outcome
+from server.sampling_hint import hint
 
 HEADER: Final = b"x-preamble-sampling"
 
@@ -27,7 +29,7 @@ class Out(Protocol):
 def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
     """Return the `preamble` object. first_token_s: a streaming client's first token, seconds into the run."""
     spend, savings, trace = outcome.spend, outcome.savings, outcome.trace
-    return {
+    told = {
         "mode": trace.policy.mode.value,
         "candidates": {"drawn": spend.drawn, "pruned": spend.candidates[Fate.PRUNED]},
         "tokens": {
@@ -38,6 +40,7 @@ def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
         },
         "choices": [_choice(record) for record in outcome.choices],
         "stop_reason": outcome.reason.value,
+        "restrained_by": [reason.value for reason in restraints(trace)],
         "scorer": outcome.scorer,
         "selector": outcome.selector,
         "degradations": [
@@ -49,6 +52,8 @@ def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
         "first_token_ms": None if first_token_s is None else round(first_token_s * 1000, 1),
         "took_ms": round(trace.took_s * 1000, 1),
     }
+    said = hint(outcome)
+    return told if said is None else told | {"hint": said}
 
 
 def header_value(told: dict[str, Any]) -> bytes:

@@ -96,6 +96,8 @@ async def test_the_best_candidate_is_answered_as_vllm_would_have_and_the_report_
         assert told["choices"] == [{"candidate": 1, "score": 0.9, "label_mass": 1.0, "tokens": 4, "complete": True}]
         assert (told["stop_reason"], told["scorer"], told["seed"]) == ("n_max", "self_evaluation", 7)
         assert answer.headers["x-preamble-sampling"].startswith("mode=best_of_n, drawn=3, pruned=0, generated=14")
+        assert "hint" not in told
+        assert told["restrained_by"] == []
 
 
 async def test_candidates_differ_in_seed_and_id_alone_and_share_salt_and_constitution(open_setting: Open) -> None:
@@ -234,6 +236,8 @@ async def test_commit_at_streams_the_best_so_far_while_it_is_still_generated(ope
         assert told["first_token_ms"] < told["took_ms"] * 0.7
         assert [request_id[-3:] for request_id in at.upstream.aborted] == [".c0"]
         assert "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1]) == "b" * 60
+        assert told["stop_reason"] == "commit_at"
+        assert await at.proxy.metric('preamble_resampling_decisions_total{reason="commit_at"}') == 1
 
 
 async def test_tool_calls_and_reasoning_are_put_together_from_their_pieces(open_setting: Open) -> None:
@@ -412,6 +416,8 @@ async def test_an_upstream_that_is_busy_means_no_more_candidates(open_setting: O
         body = (await at.chat(ADAPTIVE)).json()
         assert body["choices"][0]["message"]["content"] == "poor"
         assert body["preamble"]["stop_reason"] == "engine_busy"
+        assert body["preamble"]["restrained_by"] == ["engine_busy"]
+        assert "The upstream refused more work" in body["preamble"]["hint"]
 
 
 async def test_where_every_candidate_is_refused_the_upstreams_own_words_are_relayed(open_setting: Open) -> None:
@@ -420,6 +426,25 @@ async def test_where_every_candidate_is_refused_the_upstreams_own_words_are_rela
             answer = await at.chat(BEST_OF_3, stream=stream)
             assert answer.status_code == 400
             assert answer.json() == {"error": {"message": "scripted refusal", "code": 400}}
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [(400, 1), (404, 1), (422, 1), (408, 2), (409, 2), (425, 2), (500, 2), (429, 1), (503, 1)],
+)
+async def test_a_request_that_is_refused_as_wrong_is_sent_once(open_setting: Open, status: int, sent: int) -> None:
+    async with open_setting(Reply("", status=status)) as at:
+        answer = await at.chat(ADAPTIVE)
+        assert (answer.status_code, len(at.upstream.chats)) == (status, sent)
+
+
+async def test_a_candidate_that_is_refused_as_wrong_does_not_fail_the_request_and_is_the_last_drawn(
+    open_setting: Open,
+) -> None:
+    async with open_setting("poor", Reply("", status=400)) as at:
+        body = (await at.chat(ADAPTIVE)).json()
+        assert body["choices"][0]["message"]["content"] == "poor"
+        assert (body["preamble"]["stop_reason"], len(at.upstream.chats)) == ("engine_failed", 2)
 
 
 async def test_a_committed_candidate_that_breaks_ends_the_stream_with_an_error(open_setting: Open) -> None:
@@ -437,6 +462,9 @@ async def test_scoring_that_fails_degrades_to_mean_log_probability_by_name(
     async with open_setting("one", "two", **trouble) as at:
         told = (await at.chat(BEST_OF_3)).json()["preamble"]
         assert told["scorer"] == "mean_log_probability"
+        assert told["hint"].startswith("The scorer self_evaluation failed (")
+        assert told["hint"].endswith("in its place: mean_log_probability. The operator's `preamble doctor` says more.")
+        assert told["restrained_by"] == []
         (degradation,) = told["degradations"]
         assert (degradation["failed"], degradation["instead"]) == ("self_evaluation", "mean_log_probability")
         name = 'preamble_sampling_degradations_total{instead="mean_log_probability",part="scorer"}'
@@ -523,7 +551,24 @@ async def test_a_deep_queue_leaves_one_candidate(open_setting: Open) -> None:
         await at.chat(BEST_OF_3)  # while it runs, the depth becomes known
         told = (await at.chat(BEST_OF_3)).json()["preamble"]
         assert (told["candidates"]["drawn"], told["stop_reason"]) == (1, "load")
+        assert told["restrained_by"] == ["load"]
+        assert "queue was deep, so 1 of 3 candidates" in told["hint"]
         assert await at.proxy.metric("preamble_upstream_waiting_requests") == 9
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="load"}') == 1
+
+
+async def test_load_is_told_and_counted_where_the_deadline_ended_the_run(open_setting: Open) -> None:
+    settings = {"load_low": 1, "load_high": 3, "load_poll_s": 0.05}
+    async with open_setting(Reply("x" * 500, gap_s=0.01), waiting=2, settings=settings) as at:
+        policy = BEST_OF_3 | {"deadline_ms": 300}
+        await at.chat(policy)
+        told = (await at.chat(policy)).json()["preamble"]
+        assert (told["candidates"]["drawn"], told["stop_reason"]) == (2, "deadline")
+        assert told["restrained_by"] == ["load"]
+        assert "2 of 3" in told["hint"]
+        streamed = (await at.stream(policy))[-2]["preamble"]
+        assert (streamed["restrained_by"], streamed["hint"]) == (["load"], told["hint"])
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="load"}') == 2
 
 
 async def test_the_ceilings_hold_over_concurrent_requests(open_setting: Open) -> None:
@@ -532,6 +577,10 @@ async def test_the_ceilings_hold_over_concurrent_requests(open_setting: Open) ->
         answers = await asyncio.gather(*(at.chat(BEST_OF_3) for _ in range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
         assert at.upstream.most_running <= 3
+        restrained = [answer.json()["preamble"] for answer in answers if answer.json()["preamble"]["restrained_by"]]
+        assert {each["stop_reason"] for each in restrained} == {"ceiling"}
+        assert all("ceiling on concurrent candidates left room for" in each["hint"] for each in restrained)
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="ceiling"}') == len(restrained) > 0
 
 
 async def test_a_budget_bounds_all_candidates_together_and_leaves_room_for_the_prompt(open_setting: Open) -> None:

@@ -124,7 +124,7 @@ def test_a_wrong_self_evaluation_file_that_is_set_stops_the_start(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "preamble_self_evaluation.json"
-    file.write_text('{"format": 1, "question": ""}')
+    file.write_text('{"format": 1, "question": "", "win_or_tie": "No", "loss": "Yes"}')
     monkeypatch.setenv("PREAMBLE_SELF_EVALUATION", str(tmp_path))
     result = shell.on_store("serve", "--upstream", "http://127.0.0.1:9", "--port", "0")
     assert (result.status, result.out) == (2, "")
