@@ -219,9 +219,12 @@ class ChatRun:
                 return ChatSelfEvaluation(self._engine, self._services.tokens), last
             case ScorerName.READ_OUT:
                 labels = self._services.tokens.read_out(self._engine.request.model)
-                if labels is None:  # else the plan would have refused it
+                if labels is not None:
+                    return ReadOutScorer(labels), last
+                # The plan refuses it for every model that is served: so what is served is not known, or this is not.
+                if self._services.profile() is None:
                     raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")
-                return ReadOutScorer(labels), last
+                return (last,)  # never heard: the upstream says itself that it has no such model
             case ScorerName.GROUP_CONFIDENCE:
                 return GroupConfidenceScorer(), last
             case ScorerName.MEAN_LOG_PROBABILITY:

@@ -73,6 +73,21 @@ def test_a_new_version_is_used_by_the_very_next_request_of_either_worker(
                 assert worker_of(answered) == name
 
 
+def test_a_changed_policy_is_followed_by_the_very_next_request_of_either_worker(
+    proxy: Preamble, alice: User, vllm: Vllm
+) -> None:
+    workers = connections(proxy, alice)
+    counts = iter((2, 3, 4, 5))
+    for writer in [*workers.values(), *workers.values()]:
+        count = next(counts)
+        policy = {"mode": "best_of_n", "n_max": count, "checkpoints": []}
+        assert writer.put("/v1/policy", json=policy).status_code in {200, 201}
+        for reader in workers.values():
+            assert chat(reader, vllm).json()["preamble"]["candidates"]["drawn"] == count
+    next(iter(workers.values())).delete("/v1/policy")
+    assert not [reader for reader in workers.values() if "preamble" in chat(reader, vllm).json()]
+
+
 def test_a_deleted_constitution_is_gone_from_both_workers(proxy: Preamble, alice: User, vllm: Vllm) -> None:
     first, second = connections(proxy, alice).values()
     alice.put_constitution("Speak of apples.")

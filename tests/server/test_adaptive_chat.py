@@ -535,6 +535,20 @@ async def test_a_read_out_that_the_model_was_not_trained_for_is_a_400_that_names
         assert at.upstream.chats == []
 
 
+async def test_a_read_out_of_a_model_that_is_not_served_is_for_the_upstream_to_refuse(open_setting: Open) -> None:
+    async with open_setting(Reply("", status=404)) as at:
+        answer = await at.chat({"scorer": "read_out"}, model="nonesuch")
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "scripted refusal")
+
+
+async def test_a_read_out_while_the_upstream_has_not_answered_yet_is_a_503_and_no_fault_of_the_client(
+    tmp_path: Path,
+) -> None:
+    async with running_proxy("http://127.0.0.1:9", tmp_path) as proxy:
+        answer = await proxy.admin.post("/v1/chat/completions", json=CHAT | {"preamble": {"scorer": "read_out"}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "upstream_unavailable")
+
+
 async def test_an_older_upstream_is_asked_through_generative_scoring(open_setting: Open) -> None:
     async with open_setting("one", "two", judge=prefers("two"), can_score_ids=False) as at:
         at.upstream.scorings.clear()
