@@ -104,6 +104,11 @@ class BestOfN:
             self._state.close()
         return self._finish(ranking)
 
+    @property
+    def request(self) -> Request:
+        """What is answered."""
+        return self._request
+
     def trace(self) -> Trace:
         """Return the run so far: every candidate and every decision."""
         return self._state.trace()

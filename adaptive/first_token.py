@@ -20,18 +20,17 @@ class PlainFirstToken:
     estimated: bool
 
 
-def plain_first_token(trace: Trace, choices: int = 1) -> PlainFirstToken | None:
+def plain_first_token(trace: Trace) -> PlainFirstToken | None:
     """Return when plain best-of-N would have had its first token; None of a run that drew nothing.
 
     Known where the run was plain best-of-N itself: `n_max` candidates together, all complete. Elsewhere estimated as
     the longest time that any candidate took, and the longest scoring call for candidates that had ended. That is rather
     too early: the longest of all `n_max` is at least as long, and more candidates together are slower.
-    choices: what the client wanted.
     """
     candidates = trace.candidates
     if not candidates:
         return None
-    plain = trace.policy.mode is Mode.BEST_OF_N and len(candidates) == trace.policy.candidates(choices)
+    plain = trace.policy.mode is Mode.BEST_OF_N and len(candidates) >= trace.policy.n_max
     if plain and all(each.complete and each.fate in {Fate.RETURNED, Fate.FINISHED} for each in candidates):
         return PlainFirstToken(trace.took_s, estimated=False)
     scoring = [each.answered_s - each.asked_s for each in trace.scoring if each.checkpoint is None and not each.error]
