@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -124,13 +125,15 @@ class RewardUpstream:
 
     async def _find_out(self) -> RewardService:
         model = self._model or await self._first_model()
+        # vLLM aborts two live requests of one id together, and another worker may be asking too.
+        conversation = Conversation(_PROBE, f"probe-{secrets.token_hex(6)}")
         refusals = []
         for route, path in _PATHS:
             if self._route not in {RewardRoute.AUTO, route}:
                 continue
             service = RewardService(model, route, path, example=0.0)
             try:
-                (example,) = await self._judge(service, Conversation(_PROBE, "probe"), [_assistant("hello")])
+                (example,) = await self._judge(service, conversation, [_assistant("hello")])
             except _Unreachable:
                 raise
             except SelectionFailed as failure:
