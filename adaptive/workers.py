@@ -99,19 +99,26 @@ class Workers:
     def follow(self, prompt: TokenIds, sampling: Sampling, ended: Callable[[], None]) -> None:
         """Generate a candidate and report its steps. `ended` is called once its work upstream is over, however."""
         task = self._group.create_task(self._follow(prompt, sampling))
-        # A task that is cancelled before its first step never enters its own finally; its callback runs always.
-        task.add_done_callback(lambda _: ended())
         self._candidates[sampling.candidate] = task
 
+        # A task that is cancelled before its first step never enters its own finally; its callback runs always.
+        def over(_: object) -> None:
+            # Forgotten here, as a cancelled task holds its own frames and those hold us: a cycle would keep the whole
+            # run, all tokens of all candidates, until a full garbage collection.
+            del self._candidates[sampling.candidate]
+            ended()
+
+        task.add_done_callback(over)
+
     def abort(self, candidate: int) -> None:
-        """Stop that candidate's work upstream."""
-        self._candidates[candidate].cancel()
+        """Stop that candidate's work upstream, if there still is any."""
+        if candidate in self._candidates:
+            self._candidates[candidate].cancel()
 
     async def closed(self) -> None:
         """Return when the work upstream of every candidate that has ended or was stopped is over."""
-        open_streams = [task for task in self._candidates.values() if not task.done()]
-        if open_streams:
-            await asyncio.wait(open_streams)
+        if self._candidates:
+            await asyncio.wait(self._candidates.values())
 
     def judge(self, asked: Asked, partials: Sequence[Partial]) -> None:
         """Score, and report the answer. Nothing waits for it: the candidates go on."""
@@ -146,7 +153,7 @@ class Workers:
 
     def dismiss(self) -> None:
         """Stop everything that still runs."""
-        alarm = [self._alarm] if self._alarm else []
+        alarm, self._alarm = [self._alarm] if self._alarm else [], None
         for task in [*self._candidates.values(), *self._calls, *alarm]:
             task.cancel()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -445,6 +447,22 @@ def test_cancelling_a_run_aborts_every_candidate_and_leaves_no_task() -> None:
     assert engine.aborted == dict.fromkeys(range(4), 5.5)
     assert {each.fate for each in run.trace().candidates} == {Fate.ABORTED}
     assert [call.error for call in run.trace().scoring] == ["not waited for"]
+
+
+def test_a_run_that_is_over_is_freed_without_the_garbage_collector() -> None:
+    async def main() -> bool:
+        engine = make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.2, 0.3, 0.4))
+        run = make_run(engine, pruned_at(3, 0.5))
+        freed = weakref.ref(engine)
+        assert (await run.run()).spend.candidates[Fate.PRUNED] == 2
+        del run, engine
+        return freed() is None
+
+    gc.disable()
+    try:
+        assert run_virtually(main())
+    finally:
+        gc.enable()
 
 
 def test_a_run_cancelled_before_its_first_step_gives_its_slots_back() -> None:
