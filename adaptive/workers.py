@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from adaptive.candidate import Partial
 from adaptive.clock import Clock
 from adaptive.engine import Engine, EngineError, EngineFailed, GeneratedTokens, Sampling, TokenIds
+from adaptive.inbox import Inbox
 from adaptive.scoring import Score, Scorer, ScoringFailed
 from adaptive.selection import Finalist, Ranking, SelectionFailed, Selector
 
@@ -84,17 +85,14 @@ class Workers:
         self._group = group
         self._engine = engine
         self._clock = clock
-        self._inbox: asyncio.Queue[Happening] = asyncio.Queue()
+        self._inbox: Inbox[Happening] = Inbox()
         self._candidates: dict[int, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.Task[None] | None = None
 
     async def news(self) -> list[Happening]:
         """Return all that has happened since the last call, in order; wait until something has."""
-        happenings = [await self._inbox.get()]
-        while not self._inbox.empty():
-            happenings.append(self._inbox.get_nowait())
-        return happenings
+        return await self._inbox.take()
 
     def follow(self, prompt: TokenIds, sampling: Sampling, ended: Callable[[], None]) -> None:
         """Generate a candidate and report its steps. `ended` is called once its work upstream is over, however."""
@@ -164,24 +162,24 @@ class Workers:
             async with aclosing(self._engine.generate(prompt, sampling)) as stream:
                 # To its very end: an engine closes cleanly, and keeps its connection, only after the last step.
                 async for step in stream:
-                    self._inbox.put_nowait(Grew(index, step))
+                    self._inbox.put(Grew(index, step))
                     ended = step.finish_reason is not None
             if not ended:
                 raise EngineFailed("the stream ended without a finish reason")
         except EngineError as error:
-            self._inbox.put_nowait(Lost(index, error))
+            self._inbox.put(Lost(index, error))
 
     async def _judge(self, asked: Asked, partials: Sequence[Partial]) -> None:
         try:
             scores = await asked.scorer.score(partials)
         except ScoringFailed as error:
-            self._inbox.put_nowait(NotScored(asked, error))
+            self._inbox.put(NotScored(asked, error))
         else:
-            self._inbox.put_nowait(Scored(asked, scores))
+            self._inbox.put(Scored(asked, scores))
 
     async def _ring(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        self._inbox.put_nowait(DeadlinePassed())
+        self._inbox.put(DeadlinePassed())
 
 
 async def _ranked(selector: Selector, finalists: Sequence[Finalist]) -> Ranking | SelectionFailed:

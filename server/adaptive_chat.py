@@ -153,12 +153,12 @@ class ChatRun:
     async def serve(self, out: Out) -> None:
         """Answer the request. Raises `PreambleError` as long as nothing has been sent."""
         run = await self._run()
-        chat = ChatStream(out, self._engine, self._id, self._wanted, self._services.keep_alive_s)
+        chat = ChatStream(out, self._engine, self._id, self._wanted)
         outcome: Outcome | None = None
         try:
             with self._services.load.sampling():
                 if self._stream:
-                    async with streamed(run) as events:
+                    async with streamed(run, quiet_s=self._services.keep_alive_s) as events:
                         outcome = await chat.relay(events)
                 else:
                     outcome = await run.run()
