@@ -35,8 +35,7 @@ def chat_sampling(
         suspect=watch.suspect,
         tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile),
         ceiling=Ceiling(
-            max(1, settings.max_candidates // settings.workers),
-            max(1, settings.max_candidates_per_user // settings.workers),
+            settings.max_candidates // settings.workers, settings.max_candidates_per_user // settings.workers
         ),
         shedding=LoadShedding(settings.load_low, settings.load_high),
         load=load,
