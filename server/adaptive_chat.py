@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -147,6 +148,8 @@ class ChatRun:
             ),
             scoring=(None if profile is None else profile.scoring) or Scoring.LOGPROB_TOKEN_IDS,
             max_model_len=_context_tokens(profile, body.get("model")),
+            # For an answer that a deadline cuts before the upstream has said anything.
+            head={"created": int(time.time()), "model": body.get("model")},
         )
         self.took_s = 0.0
 

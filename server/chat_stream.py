@@ -28,6 +28,7 @@ class ChatStream:
         self._wanted = wanted
         self._tokens = 0
         self._held: dict[str, Any] | None = None
+        self._shown: set[int] = set()
         self._ended: set[int] = set()
         self.begun = False
         self.first_token_s: float | None = None
@@ -56,7 +57,7 @@ class ChatStream:
         """Send the last chunk with the report on it, the usage if the client wants it, and the end."""
         for index in range(len(outcome.choices)):
             if index not in self._ended:
-                await self._pass_on(cut_choice(index))
+                await self._pass_on(cut_choice(index, first=index not in self._shown))
         if self._held is not None:
             await self._send([self._held], preamble=told)
         if self._wanted.usage_chunk:
@@ -69,6 +70,7 @@ class ChatStream:
         if self._held is not None:
             await self._send([self._held])
             self._held = None
+        self._shown.add(choice["index"])
         if choice["finish_reason"] is None:
             await self._send([choice])
         else:

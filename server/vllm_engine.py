@@ -103,9 +103,9 @@ class VllmEngine:
 
     scoring: what the upstream can, as probed. max_model_len: in tokens, None if not known. most_tokens: the run's
     `Request.max_tokens`.
-    What it learns on the way: prompt, the prompt's token ids; head, the fields that all chunks share; usages, the
-    upstream's usage of each candidate that ended; refusal, the first answer that was no reply; broken, the first
-    failure to reach the upstream.
+    What it learns on the way: prompt, the prompt's token ids; head, the fields that all chunks share (until the first
+    chunk those that it was given); usages, the upstream's usage of each candidate that ended; refusal, the first answer
+    that was no reply; broken, the first failure to reach the upstream.
     """
 
     upstream: Upstream
@@ -118,6 +118,7 @@ class VllmEngine:
     usages: dict[int, dict[str, Any]] = field(default_factory=dict)
     refusal: Refusal | None = None
     broken: UpstreamError | None = None
+    _heard: bool = False
     _score_calls: int = 0
 
     async def generate(self, prompt: TokenIds, sampling: Sampling) -> AsyncGenerator[GeneratedTokens, None]:  # noqa: ARG002 -- the prompt is the chat's
@@ -193,7 +194,8 @@ class VllmEngine:
     def _step(self, event: dict[str, Any], sampling: Sampling) -> GeneratedTokens | None:
         if "error" in event:
             raise EngineFailed(f"the upstream broke off: {_message(event)}")
-        if not self.head:
+        if not self._heard:
+            self._heard = True
             self.head = {name: event.get(name) for name in ("created", "model", "system_fingerprint")}
         if event.get("system_fingerprint"):
             self.head["system_fingerprint"] = event["system_fingerprint"]
