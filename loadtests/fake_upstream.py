@@ -68,7 +68,8 @@ class FakeUpstream:
     `timing` may be replaced at any time and holds for the requests that arrive after that. `received` fills only with
     `record=True`. `open_requests` counts requests that are not answered in full yet, `abandoned` those whose client
     went away before that, `connections` the sockets that are open. `last_chat` is the body of the latest chat request.
-    `chats`, `scorings` and `scored` count chat requests, requests for scores, and prompts scored.
+    `chats`, `scorings` and `scored` count chat requests, requests for scores, and prompts scored; `most_streams` is the
+    most streamed answers at a time.
     """
 
     def __init__(self, *, timing: Timing | None = None, chunks: int = CHUNKS, record: bool = False) -> None:
@@ -78,6 +79,7 @@ class FakeUpstream:
         self.open_requests = 0
         self.abandoned = 0
         self.chats = self.scorings = self.scored = 0
+        self.streams = self.most_streams = 0
         self.last_chat = b""
         self.transports: set[asyncio.Transport] = set()
         self.chunks = chunks
@@ -104,7 +106,7 @@ class FakeUpstream:
 
     def counts(self) -> bytes:
         """Return what was counted, for whoever measures from another process."""
-        names = ("chats", "scorings", "scored", "abandoned")
+        names = ("chats", "scorings", "scored", "abandoned", "most_streams")
         return answers.answer(200, orjson.dumps({name: getattr(self, name) for name in names}))
 
     async def start(self, port: int = 0) -> None:
@@ -176,6 +178,7 @@ class _Connection(asyncio.Protocol):
         self._upstream.abandoned += unanswered
         self._queue.clear()
         self._current = None
+        self._end_stream()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -274,7 +277,14 @@ class _Connection(asyncio.Protocol):
         if not streamed:
             return upstream.completion
         self._parts = upstream.prepared.stream(kind, framed=not request.http_1_0)
+        upstream.streams += 1
+        upstream.most_streams = max(upstream.most_streams, upstream.streams)
         return None
+
+    def _end_stream(self) -> None:
+        if self._parts:
+            self._parts = ()
+            self._upstream.streams -= 1
 
     def _score(self, body: bytes) -> bytes:
         """Return the answer to a request for scores: one prompt, text or token ids, or a batch of token-id prompts."""
@@ -315,6 +325,7 @@ class _Connection(asyncio.Protocol):
         request, self._current = self._current, None
         if request is None:
             return
+        self._end_stream()
         self._upstream.open_requests -= 1
         self._transport.write(data)
         if close or not request.keep_alive:

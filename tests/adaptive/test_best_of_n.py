@@ -357,6 +357,13 @@ def test_an_engine_that_dies_after_one_candidate_finished_still_answers() -> Non
     assert played.outcome.choices[0].token_ids == tokens_of(0, 2)
 
 
+def test_an_engine_that_dies_between_two_batches_is_not_asked_for_all_that_the_policy_allows() -> None:
+    scripts = [script(0, 3), *(script(c, 0, failure=EngineFailed("down")) for c in range(1, 16))]
+    played = play(make_engine(scripts, constant(*[0.1] * 16)), Policy(mode=Mode.ADAPTIVE, n_max=16, checkpoints=()))
+    assert (played.returned, batches(played)) == (0, [1, 1, 2])
+    assert played.outcome.reason is StopReason.ENGINE_FAILED
+
+
 def test_a_stream_that_ends_without_a_finish_reason_is_a_lost_candidate() -> None:
     engine = ScriptedEngine([reply(tokens_of(0, 2), finish_reason=None)], LoopClock())
     with pytest.raises(EngineFailed, match="finish reason"):

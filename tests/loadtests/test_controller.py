@@ -96,7 +96,7 @@ def test_a_round_without_cpu_time_gives_no_figures() -> None:
 
 
 def test_work_that_was_not_done_is_told() -> None:
-    did = {"chats": 8, "scorings": 4, "scored": 30, "abandoned": 0}
+    did = {"chats": 8, "scorings": 4, "scored": 30, "abandoned": 0, "most_streams": 8}
     assert wrong_work(SCORED, 1, did) == "30 scored instead of 32"
     assert wrong_work(SCORED, 1, did | {"scored": 32}) == ""
 

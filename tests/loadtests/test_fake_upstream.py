@@ -296,7 +296,17 @@ async def test_a_batch_of_prompts_is_scored_in_one_answer_and_counted() -> None:
     tops = [choice["logprobs"]["top_logprobs"][0] for choice in answer["choices"]]
     assert [set(top) for top in tops] == [{"token_id:7", "token_id:8"}] * 2
     assert tops[0]["token_id:7"] < tops[1]["token_id:7"]
-    assert counted == {"chats": 0, "scorings": 1, "scored": 2, "abandoned": 0}
+    assert counted == {"chats": 0, "scorings": 1, "scored": 2, "abandoned": 0, "most_streams": 0}
+
+
+async def test_streams_at_a_time_are_counted_also_those_that_are_left() -> None:
+    async with FakeUpstream(timing=Timing(gap_s=60.0)) as upstream:
+        async with connected(upstream) as (reader, writer), connected(upstream) as (other_reader, other_writer):
+            for each, answer in ((writer, reader), (other_writer, other_reader)):
+                each.write(chat(stream=True))
+                await answer.readuntil(b'"role":"assistant"')
+        await upstream.until(lambda u: u.streams == 0)
+        assert upstream.most_streams == 2
 
 
 async def test_a_chat_that_ends_inside_a_turn_is_a_prefix_of_the_same_chat_with_a_turn_after_it() -> None:
