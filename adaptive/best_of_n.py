@@ -15,6 +15,7 @@ Candidates never wait: while they are judged they grow. It knows token ids, scor
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect, insort
 from collections.abc import Callable, Sequence
 
 from adaptive.annealing import CONSTANT
@@ -70,7 +71,7 @@ class BestOfN:
         self._live = request.stream and request.choices == 1 and policy.streaming is Streaming.LIVE
         self._milestones = [checkpoint.tokens for checkpoint in policy.checkpoints]
         if policy.commit_at is not None:
-            self._milestones.append(policy.commit_at)
+            insort(self._milestones, policy.commit_at)
 
         self._state = RunState(request, policy, scorers, clock, allowed)
         self._workers: Workers
@@ -328,7 +329,7 @@ class BestOfN:
         if candidate is self._settled and self._live:
             self._listener(Delta(0, step))
         if step.finish_reason is None:
-            return any(before < milestone <= candidate.token_count for milestone in self._milestones)
+            return bisect(self._milestones, before) != bisect(self._milestones, candidate.token_count)
         candidate.finish_reason = step.finish_reason
         limit_is_ours = candidate.sampling.max_tokens < self._request.max_tokens
         candidate.complete = not (limit_is_ours and step.finish_reason == "length")

@@ -83,11 +83,11 @@ def next_step(policy: Policy, progress: Progress) -> Draw | Stop:
         return Stop(StopReason.THRESHOLD)
     if progress.busy:
         return Stop(StopReason.ENGINE_BUSY)
+    # A lost candidate may be followed by others, but a dead engine is not hammered, whether or not one had finished.
+    if progress.drawn and progress.batch_failed and progress.failed > 1:
+        return Stop(StopReason.ENGINE_FAILED)
     if progress.drawn and not progress.alive:
-        # Nothing is left to return. A lost candidate may be replaced by one other, but a dead engine is not hammered.
-        if progress.batch_failed and progress.failed > 1:
-            return Stop(StopReason.ENGINE_FAILED)
-        return afford(policy, progress, 1)
+        return afford(policy, progress, 1)  # nothing is left to return
     if policy.mode is Mode.ADAPTIVE and not progress.scored:
         return Stop(StopReason.UNSCORED)
     wanted = next_total(policy, progress) - progress.drawn

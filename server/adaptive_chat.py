@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -157,18 +158,20 @@ class ChatRun:
             ),
             scoring=(None if profile is None else profile.scoring) or Scoring.LOGPROB_TOKEN_IDS,
             max_model_len=_context_tokens(profile, body.get("model")),
+            # For an answer that a deadline cuts before the upstream has said anything.
+            head={"created": int(time.time()), "model": body.get("model")},
         )
         self.took_s = 0.0
 
     async def serve(self, out: Out) -> None:
         """Answer the request. Raises `PreambleError` as long as nothing has been sent."""
         run = await self._run()
-        chat = ChatStream(out, self._engine, self._id, self._wanted, self._services.keep_alive_s)
+        chat = ChatStream(out, self._engine, self._id, self._wanted)
         outcome: Outcome | None = None
         try:
             with self._services.load.sampling():
                 if self._stream:
-                    async with streamed(run) as events:
+                    async with streamed(run, quiet_s=self._services.keep_alive_s) as events:
                         outcome = await chat.relay(events)
                 else:
                     outcome = await run.run()

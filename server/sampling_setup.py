@@ -59,7 +59,7 @@ def chat_sampling(
     """Return the sampling of chat completions. The ceilings are shared out among the workers, so that they hold."""
     ceiling = Ceiling(
         settings.worker_candidates - settings.exploration_candidates,
-        max(1, settings.max_candidates_per_user // settings.workers),
+        settings.max_candidates_per_user // settings.workers,
     )
     services = Services(
         upstream=upstream,

@@ -222,6 +222,17 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _ceilings_can_be_shared_out(self) -> Self:
+        for name in ("max_candidates", "max_candidates_per_user"):
+            ceiling = getattr(self, name)
+            if ceiling < self.workers:
+                raise ValueError(
+                    f"{name}: is {ceiling}; it is shared out among {self.workers} workers, each of which needs one. "
+                    f"Raise it to {self.workers}, or start fewer workers"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _no_open_proxy(self) -> Self:
         if self.auth == "off" and not self.loopback_only:
             raise ValueError(

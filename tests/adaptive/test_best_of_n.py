@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -355,6 +357,13 @@ def test_an_engine_that_dies_after_one_candidate_finished_still_answers() -> Non
     assert played.outcome.choices[0].token_ids == tokens_of(0, 2)
 
 
+def test_an_engine_that_dies_between_two_batches_is_not_asked_for_all_that_the_policy_allows() -> None:
+    scripts = [script(0, 3), *(script(c, 0, failure=EngineFailed("down")) for c in range(1, 16))]
+    played = play(make_engine(scripts, constant(*[0.1] * 16)), Policy(mode=Mode.ADAPTIVE, n_max=16, checkpoints=()))
+    assert (played.returned, batches(played)) == (0, [1, 1, 2])
+    assert played.outcome.reason is StopReason.ENGINE_FAILED
+
+
 def test_a_stream_that_ends_without_a_finish_reason_is_a_lost_candidate() -> None:
     engine = ScriptedEngine([reply(tokens_of(0, 2), finish_reason=None)], LoopClock())
     with pytest.raises(EngineFailed, match="finish reason"):
@@ -445,6 +454,22 @@ def test_cancelling_a_run_aborts_every_candidate_and_leaves_no_task() -> None:
     assert engine.aborted == dict.fromkeys(range(4), 5.5)
     assert {each.fate for each in run.trace().candidates} == {Fate.ABORTED}
     assert [call.error for call in run.trace().scoring] == ["not waited for"]
+
+
+def test_a_run_that_is_over_is_freed_without_the_garbage_collector() -> None:
+    async def main() -> bool:
+        engine = make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.2, 0.3, 0.4))
+        run = make_run(engine, pruned_at(3, 0.5))
+        freed = weakref.ref(engine)
+        assert (await run.run()).spend.candidates[Fate.PRUNED] == 2
+        del run, engine
+        return freed() is None
+
+    gc.disable()
+    try:
+        assert run_virtually(main())
+    finally:
+        gc.enable()
 
 
 def test_a_run_cancelled_before_its_first_step_gives_its_slots_back() -> None:

@@ -160,6 +160,14 @@ def test_directories_may_begin_with_a_tilde() -> None:
     assert load_settings(environ={}, data_dir="~/x").data_dir == Path.home() / "x"
 
 
+def test_a_ceiling_that_cannot_be_shared_out_among_the_workers_is_refused_with_the_remedy() -> None:
+    for name in ("max_candidates", "max_candidates_per_user"):
+        said = explain(WORKERS="4", **{name.upper(): "3"})
+        assert said.startswith(f"{name}")
+        assert "Raise it to 4" in said
+    assert load_settings(environ={}, workers=4, max_candidates=4, max_candidates_per_user=4).workers == 4
+
+
 def test_the_store_is_a_file_in_the_data_directory_unless_told_otherwise(tmp_path: Path) -> None:
     assert load_settings(environ={}, data_dir=tmp_path).store_url == f"sqlite:///{tmp_path}/preamble.db"
     assert load_settings(environ={}, database_url="sqlite:////x/y.db").store_url == "sqlite:////x/y.db"
