@@ -85,8 +85,8 @@ class BestOfN:
     async def run(self, listen: Listener = unheard) -> Outcome:
         """Return the outcome; `listen` hears each choice and its tokens as soon as they are settled.
 
-        Cancelling it aborts every candidate at once. Raises `EngineBusy` or `EngineFailed` only if no candidate could
-        be returned, or the one that a streaming client was already given failed.
+        Cancelling it aborts every candidate at once. Raises `EngineError` only if no candidate could be returned, or
+        the one that a streaming client was already given failed.
         """
         self._listener = listen
         await self._slots.take_first()
@@ -148,7 +148,7 @@ class BestOfN:
         """Start a batch, as large as the ceiling allows; return its size."""
         state = self._state
         count = await self._take_slots(draw.count)
-        state.shortened = StopReason.CEILING if count < draw.count else draw.shortened
+        state.shortened = draw.shortened + ((StopReason.CEILING,) if count < draw.count else ())
         if not count:
             return 0
         first = len(state.candidates)
@@ -162,7 +162,7 @@ class BestOfN:
         for candidate in state.batch:
             self._workers.follow(self._request.prompt, candidate.sampling, self._slots.give_back)
         indices = tuple(candidate.index for candidate in state.batch)
-        state.decisions.append(Drew(batch, indices, draw.count, draw.max_tokens, state.now()))
+        state.decisions.append(Drew(batch, indices, draw.count, draw.max_tokens, state.now(), state.shortened))
         return count
 
     async def _take_slots(self, wanted: int) -> int:
@@ -433,7 +433,7 @@ class BestOfN:
 
 
 def _reason(found: Commit, step: Draw | Stop) -> StopReason:
-    """Return why no more is drawn once a candidate is settled on: what settled it, or what had stopped us before."""
+    """Return why the run stops once a candidate is settled on: what settled it, or what leaves it the only one."""
     if found.reason is CommitReason.CLEAR:
         return StopReason.THRESHOLD
-    return step.reason if isinstance(step, Stop) else StopReason.COMMIT_AT
+    return step.reason if isinstance(step, Stop) and found.reason is CommitReason.ONE_LEFT else StopReason.COMMIT_AT

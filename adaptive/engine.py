@@ -18,13 +18,18 @@ class EngineError(Exception):
     """The engine gave no answer; the message says why.
 
     EngineError
-    ├── EngineBusy    it refuses more work just now (503): take it as "stop sampling more"
-    └── EngineFailed  this one piece of work failed
+    ├── EngineBusy      it refuses more work just now (503): take it as "stop sampling more"
+    ├── EngineRejected  it says that the request itself is wrong (400): asking again would be told the same
+    └── EngineFailed    this one piece of work failed
     """
 
 
 class EngineBusy(EngineError):
     """The engine refuses more work just now."""
+
+
+class EngineRejected(EngineError):
+    """The engine says that the request itself is wrong, and would say so of every other candidate."""
 
 
 class EngineFailed(EngineError):
@@ -86,7 +91,7 @@ class Engine(Protocol):
         """Return the stream of one candidate. Its last step carries the finish reason.
 
         Closing the stream early, or cancelling whoever waits on it, aborts the work upstream at once. Raises
-        `EngineBusy` or `EngineFailed` while iterating.
+        `EngineBusy`, `EngineRejected` or `EngineFailed` while iterating.
         """
         ...
 

@@ -35,7 +35,7 @@ class Outcome:
 
     choices: the replies, best first, at least one; fewer than asked for where candidates were lost or a limit cut the
         run short. One with `complete` False was cut by a limit of ours: to the client its finish reason is `length`.
-    reason: why no further candidate was drawn.
+    reason: why it stopped.
     scorer, selector: those in force at the end; `none` for a scorer when all have failed.
     degradations: where a lesser part had to take over.
     trace: the whole candidate tree. spend: what it cost. savings: estimated against full best-of-N.

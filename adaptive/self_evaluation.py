@@ -16,19 +16,19 @@ _ROUNDING: Final = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class SelfEvaluationQuestion:
-    """The question, asked in a user turn after the response, and its two labels.
+    """The question, asked in a user turn after the response, and its two labels, each in one spelling or several.
 
     `win_or_tie` is the answer that speaks for the response ("No", I would not do better), `loss` the one against it.
-    Each label must be one token of the model's tokenizer.
+    Each spelling must be one token of the model's tokenizer.
     """
 
     text: str
-    win_or_tie: str
-    loss: str
+    win_or_tie: tuple[str, ...]
+    loss: tuple[str, ...]
 
 
 LITERAL_QUESTION: Final = SelfEvaluationQuestion(
-    text='Would you do better if you started over? ("Yes." or "No.")', win_or_tie="No", loss="Yes"
+    text='Would you do better if you started over? ("Yes." or "No.")', win_or_tie=("No",), loss=("Yes",)
 )
 """The wording remembered from the paper; it needs no training, and a model may not answer it: see `label_mass`."""
 

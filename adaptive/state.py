@@ -8,7 +8,7 @@ from typing import Final
 from adaptive.candidate import Candidate, Fate, ScoreAt
 from adaptive.clock import Clock
 from adaptive.committing import Contender
-from adaptive.engine import EngineBusy, EngineFailed
+from adaptive.engine import EngineBusy, EngineFailed, EngineRejected
 from adaptive.policy import Policy
 from adaptive.run import Outcome, Request
 from adaptive.savings import estimated
@@ -44,7 +44,7 @@ class RunState:
         self.decisions: list[Decision] = []
         self.pending: list[Asked] = []
         self.busy = False
-        self.shortened: StopReason | None = None
+        self.shortened: tuple[StopReason, ...] = ()
         self.stopped: StopReason | None = None
         self._calls: list[ScoringCall] = []
         self._allowed = allowed
@@ -112,6 +112,7 @@ class RunState:
             longest=max((candidate.token_count for candidate in self.candidates if candidate.finished), default=0),
             max_tokens=self.request.max_tokens,
             busy=self.busy,
+            rejected=any(isinstance(candidate.error, EngineRejected) for candidate in self.candidates),
             scored=not self.scorer_failures,
             shortened=self.shortened,
         )

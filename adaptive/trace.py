@@ -14,13 +14,17 @@ from adaptive.stopping import StopReason
 
 @dataclass(frozen=True, slots=True)
 class Drew:
-    """A batch was drawn. wanted: how many before budget and ceiling. max_tokens: the limit of each."""
+    """A batch was drawn. wanted: how many before the ceiling. max_tokens: the limit of each.
+
+    shortened: why it is fewer than the policy would have it (load, budget, ceiling), in the order in which it shrank.
+    """
 
     batch: int
     candidates: tuple[int, ...]
     wanted: int
     max_tokens: int
     at_s: float
+    shortened: tuple[StopReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

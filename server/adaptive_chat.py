@@ -23,7 +23,7 @@ from adaptive.engine import EngineError
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import Mode, ScorerName, SelectorName
 from adaptive.run import Outcome, Request
-from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer, ScoringFailed
+from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer
 from adaptive.seeds import SEED_BITS
 from adaptive.selection import First, HighestScore, Majority, RewardModel, Selector
 from adaptive.stream import streamed
@@ -67,6 +67,7 @@ class Services:
     profile: Callable[[], UpstreamProfile | None]
     suspect: Callable[[], None]
     tokens: SelfEvaluationTokens
+    lacks_read_out: Callable[[str | None], bool]
     ceiling: Ceiling
     shedding: LoadShedding
     load: LoadWatch
@@ -80,9 +81,13 @@ class Services:
 class ChatSampling:
     """Decides for each chat request whether it is sampled."""
 
-    def __init__(self, services: Services, default: PolicyFields) -> None:
+    def __init__(
+        self, services: Services, default: PolicyFields, policy_of: Callable[[str], PolicyFields | None]
+    ) -> None:
+        """`default`: the server's policy. `policy_of`: a user's own, from memory; it may raise `StoreUnavailable`."""
         self._services = services
         self._default = default
+        self._policy_of = policy_of
         self._always = default.said().get("mode", Mode.OFF) is not Mode.OFF
 
     def prepare(
@@ -91,20 +96,24 @@ class ChatSampling:
         """Return the run for a composed body, or why it is passed through; None if nobody has asked for sampling.
 
         Takes our own fields out of the body. headers: what passes on; the request id among them is unique. Raises
-        `BadRequest`.
+        `BadRequest`, `StoreUnavailable`.
         """
+        own = self._policy_of(user)
         model = body.get("model")
         aliased = isinstance(model, str) and ":" in model
-        if not (self._always or aliased or header is not None or BODY_FIELD in body):
+        if not (self._always or aliased or own is not None or header is not None or BODY_FIELD in body):
             return None
         profile = self._services.profile()
         served = () if profile is None else profile.model_names
         asked = header is not None or body.get(BODY_FIELD) is not None
+        text = None if header is None else header.decode("latin-1")
         planned = plan(
             body,
-            None if header is None else header.decode("latin-1"),
+            text,
             self._default,
             served,
+            own,
+            self._services.lacks_read_out,
             reward_model=self._services.reward is not None,
         )
         if planned.reason is not None:
@@ -231,13 +240,10 @@ class ChatRun:
             case ScorerName.SELF_EVALUATION:
                 return ChatSelfEvaluation(engine, self._services.tokens)
             case ScorerName.READ_OUT:
-                try:
-                    question = await self._services.tokens.of(engine.request.model)
-                except ScoringFailed as error:
-                    raise UpstreamBroken(
-                        f"The read-out's labels are not known: {error}. Use another scorer."
-                    ) from error
-                return ReadOutScorer(question.labels)
+                labels = self._services.tokens.read_out(engine.request.model)
+                if labels is None:  # else the plan would have refused it
+                    raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")
+                return ReadOutScorer(labels)
             case ScorerName.GROUP_CONFIDENCE:
                 return GroupConfidenceScorer()
             case ScorerName.MEAN_LOG_PROBABILITY:

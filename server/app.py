@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from constitutions.compose import Placement
 from constitutions.constitution import Limits
-from server import __version__, constitution_routes, key_routes, operations_routes, trace_routes
+from server import __version__, constitution_routes, key_routes, operations_routes, policy_routes, trace_routes
 from server.callers import Callers
 from server.directory import Directory
 from server.error_routes import error_response, install_error_shape
@@ -41,7 +41,7 @@ from server.upstream import Timeouts, UpstreamClient
 from server.upstream_state import UpstreamWatch
 
 # Under /v1, and ours: everything else under /v1 is vLLM's.
-_OURS: Final = ("/v1/constitution", "/v1/users/", "/v1/keys", "/v1/traces/")
+_OURS: Final = ("/v1/constitution", "/v1/policy", "/v1/users/", "/v1/keys", "/v1/traces/")
 _READY_TIMEOUT_S: Final = 2.0
 _PLACEMENTS: Final = {"system": Placement.SYSTEM, "first_user": Placement.FIRST_USER, "auto": None}
 
@@ -74,7 +74,8 @@ class PreambleApp:
 def create_app(settings: Settings) -> PreambleApp:
     """Return the application for `settings`, whose `upstream` must be set.
 
-    Opens the store; the lifespan opens the rest and closes everything. Raises `StoreUnavailable`.
+    Opens the store; the lifespan opens the rest and closes everything. Raises `StoreUnavailable`, and
+    `SelfEvaluationConfigError` for a file that the setting names.
     """
     if settings.upstream is None:
         raise ValueError("create_app needs settings.upstream; `preamble serve` sets it when it starts an engine")
@@ -101,7 +102,7 @@ def create_app(settings: Settings) -> PreambleApp:
     load = load_watch(settings, upstream, metrics)
     reward = reward_upstream(settings)
     explorations = chat_explorations(settings, load, metrics, chance=secrets.SystemRandom().random)
-    sampling = chat_sampling(settings, upstream, watch, load, metrics, explorations, reward)
+    sampling = chat_sampling(settings, upstream, watch, load, metrics, callers.policy, explorations, reward)
     access_log = AccessLog() if settings.access_log else None
 
     @contextlib.asynccontextmanager
@@ -155,6 +156,7 @@ def create_app(settings: Settings) -> PreambleApp:
             context_tokens=watch.context_tokens,
         )
     )
+    rest.include_router(policy_routes.build_router(store=store, identify=callers.identify, default=settings.policy))
     rest.include_router(key_routes.build_router(store=store, identify=callers.identify))
     rest.include_router(trace_routes.build_router(traces=trace_files(settings), identify=callers.identify))
     rest.include_router(

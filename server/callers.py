@@ -1,10 +1,11 @@
-"""What the request path needs to know of callers and their constitutions, kept fresh by the directory."""
+"""What the request path needs to know of callers, their constitutions and policies, kept fresh by the directory."""
 
 from __future__ import annotations
 
 from server.directory import MISS, ActiveConstitution, Directory
 from server.errors import NotFound
 from server.identity import Identifier, Identity
+from server.policy import PolicyFields
 from server.tally import Tally
 
 
@@ -37,6 +38,10 @@ class Callers:
             return await self._directory.load(user)
         self._tally.hits += 1
         return found
+
+    def policy(self, user: str) -> PolicyFields | None:
+        """Return the user's default policy, None if they have none. Never waits. Raises `StoreUnavailable`."""
+        return self._directory.policy(user)
 
     async def pinned(self, user: str, tag: str) -> ActiveConstitution:
         """Return the version named `<id>@<version>`. Raises `NotFound`, `BadRequest`, `StoreUnavailable`."""

@@ -1,4 +1,4 @@
-"""What a worker process holds in memory of the store: all live API keys, and the constitutions of recent users.
+"""What a worker process holds in memory: all live API keys and default policies, recent users' constitutions.
 
 The request path reads it without waiting. `fresh` says whether the store has changed since; then `refresh` reads what
 has changed and drops just that. As every writer raises the signal before it acknowledges, a request that begins after
@@ -24,7 +24,8 @@ from typing import Final, Literal, Protocol
 from constitutions.compose import render_block
 from server.errors import BadRequest, NotFound, StoreUnavailable
 from server.generation import ChangeSignal
-from server.records import ApiKey, Changes, ConstitutionVersion
+from server.policy import PolicyFields, from_content
+from server.records import ApiKey, Changes, ConstitutionVersion, UserPolicy
 
 _RETRY_S: Final = 1.0
 _TAG: Final = re.compile(r"[a-z0-9_]{1,20}@[0-9]{1,9}")
@@ -70,11 +71,33 @@ class DirectorySource(Protocol):
     def keys(self, *, live_only: bool = False) -> tuple[ApiKey, ...]:
         """Return all keys."""
 
+    def find_policy(self, user: str) -> UserPolicy | None:
+        """Return the user's default policy."""
+
+    def policies(self) -> tuple[UserPolicy, ...]:
+        """Return all users' default policies."""
+
     def find_active(self, user: str) -> ConstitutionVersion | None:
         """Return the user's active version."""
 
     def version(self, user: str, version: int) -> ConstitutionVersion:
         """Return a version; raise `NotFound`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What has been read: changes, and what they are about as it is now. None: it is not there any more."""
+
+    changes: Changes
+    keys: Mapping[str, ApiKey | None]
+    policies: Mapping[str, PolicyFields | _Damaged | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Damaged:
+    """A stored policy that cannot be read: a matter of its user's requests, not of everybody's."""
+
+    tag: str
 
 
 class Directory:
@@ -103,6 +126,7 @@ class Directory:
         self._clock = clock
         self._read_upto = -1
         self._keys: dict[str, ApiKey] = {}
+        self._policies: dict[str, PolicyFields | _Damaged] = {}
         self._users: OrderedDict[str, ActiveConstitution | None] = OrderedDict()
         self._chars = 0
         self._loading: dict[str, asyncio.Task[ActiveConstitution | None]] = {}
@@ -123,6 +147,18 @@ class Directory:
     def key(self, key_id: str) -> ApiKey | None:
         """Return a live key; None if there is none with this id, or it is revoked."""
         return self._keys.get(key_id)
+
+    def policy(self, user: str) -> PolicyFields | None:
+        """Return the user's default policy, None if they have none. Raises `StoreUnavailable` if it is damaged.
+
+        All are in memory, so that a request of somebody who has none, which is most, never waits to learn it.
+        """
+        found = self._policies.get(user)
+        if isinstance(found, _Damaged):
+            raise StoreUnavailable(
+                f"The stored policy {found.tag} is damaged. PUT /v1/policy replaces it, DELETE removes it."
+            )
+        return found
 
     def lookup(self, user: str) -> ActiveConstitution | Literal[Miss.MISS] | None:
         """Return the user's active constitution, None if they have none, or `MISS`: then `load` it."""
@@ -180,7 +216,7 @@ class Directory:
 
     async def _refresh(self) -> None:
         try:
-            changes, keys = await asyncio.to_thread(self._read_changes, self._read_upto)
+            news = await asyncio.to_thread(self._read_news, self._read_upto)
         except StoreUnavailable:
             now = self._clock()
             self._retry_at = now + _RETRY_S
@@ -188,22 +224,30 @@ class Directory:
                 self._stale_since = now
             self._on_failure()
         else:
-            self._apply(changes, keys)
+            self._apply(news)
             self._stale_since = None
             self._retry_at = 0.0
         finally:
             self._refreshing = None
 
-    def _read_changes(self, upto: int) -> tuple[Changes, Mapping[str, ApiKey | None]]:
-        """Return the changes, and the keys that they are about as they are now; called in a thread."""
-        changes = self._source.changes_since(upto)
+    def _read_news(self, upto: int) -> _News:
+        """Return the changes and what they are about; called in a thread."""
+        source = self._source
+        changes = source.changes_since(upto)
         if changes.everything:
-            return changes, {key.id: key for key in self._source.keys(live_only=True)}
-        return changes, {key_id: self._source.key(key_id) for key_id in changes.keys}
+            keys = {key.id: key for key in source.keys(live_only=True)}
+            return _News(changes, keys, {policy.user: _fields(policy) for policy in source.policies()})
+        return _News(
+            changes,
+            {key_id: source.key(key_id) for key_id in changes.keys},
+            {user: _fields(source.find_policy(user)) for user in changes.policies},
+        )
 
-    def _apply(self, changes: Changes, keys: Mapping[str, ApiKey | None]) -> None:
+    def _apply(self, news: _News) -> None:
+        changes = news.changes
         if changes.everything:
             self._keys.clear()
+            self._policies.clear()
             self._users.clear()
             self._chars = 0
             # Whoever loads now may have read what was before the change: nobody may join them, nothing is kept.
@@ -211,11 +255,16 @@ class Directory:
         for user in changes.users:
             self._loading.pop(user, None)
             self._forget(user)
-        for key_id, key in keys.items():
+        for key_id, key in news.keys.items():
             if key is None or key.revoked_at is not None:
                 self._keys.pop(key_id, None)
             else:
                 self._keys[key_id] = key
+        for user, policy in news.policies.items():
+            if policy is None:
+                self._policies.pop(user, None)
+            else:
+                self._policies[user] = policy
         self._read_upto = changes.upto
 
     def _check_staleness(self) -> None:
@@ -251,6 +300,15 @@ class Directory:
 
     def _forget(self, user: str) -> None:
         self._chars -= _chars(self._users.pop(user, None))
+
+
+def _fields(policy: UserPolicy | None) -> PolicyFields | _Damaged | None:
+    if policy is None:
+        return None
+    try:
+        return from_content(policy.content)
+    except ValueError:
+        return _Damaged(policy.tag)
 
 
 def _chars(active: ActiveConstitution | None) -> int:

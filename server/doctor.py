@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from server.checks import Check, Report, Status, failed, ok
-from server.doctor_local import check_keys, check_secret, check_store, store_exists
+from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store, store_exists
 from server.doctor_reward import check_reward
 from server.doctor_upstream import check_upstream
 from server.engine import engine_available
@@ -36,7 +36,10 @@ def examine(load: Callable[[], Settings]) -> Report:
     store, *disk = check_store(settings)
     usable = store.status is Status.OK and store_exists(settings)
     checks += [store, *disk, check_keys(settings, store_usable=usable), check_secret(settings)]
-    checks += [_check_engine(settings)] if settings.upstream is None else asyncio.run(_examine_upstream(settings))
+    if settings.upstream is None:
+        checks += [check_self_evaluation(settings), _check_engine(settings)]
+    else:
+        checks += asyncio.run(_examine_upstream(settings))
     checks += [] if settings.reward_upstream is None else [asyncio.run(_examine_reward(settings))]
     return Report(tuple(checks))
 

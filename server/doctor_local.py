@@ -1,4 +1,4 @@
-"""The checks of what lies on this machine: store, keys, secret. They create and migrate nothing."""
+"""The checks of what lies on this machine: store, keys, secret, files. They create and migrate nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from server import migrations
 from server.checks import Check, failed, ok, warning
 from server.errors import StoreUnavailable
 from server.identity import SECRET_FILE, load_or_create_secret
+from server.probe import UpstreamModel
+from server.self_evaluation_config import SelfEvaluationConfigError, in_force, read_config
 from server.settings import Settings
 from server.store import Store
 
@@ -64,6 +66,19 @@ def check_secret(settings: Settings) -> Check:
     except StoreUnavailable as error:
         return failed("secret", f"{path} cannot be used.", error.message)
     return ok("secret", f"Kept in {path}.")
+
+
+def check_self_evaluation(settings: Settings) -> Check:
+    """Return what the embedded engine's model will be asked by, as far as it can be seen before it runs."""
+    name, file = "self-evaluation", settings.self_evaluation
+    try:
+        explicit = None if file is None else read_config(file)
+        config = in_force(explicit, UpstreamModel("", None, root=settings.model), settings.model)
+    except SelfEvaluationConfigError as error:
+        if file is not None:
+            return failed(name, str(error), "Correct the file, or the setting self_evaluation.")
+        return warning(name, f"{error} The literal question is in force.", "Correct the file.")
+    return ok(name, f"By {config.name}.")
 
 
 def _check_file(settings: Settings, file: Path) -> Check:

@@ -6,16 +6,38 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion, self_evaluate
+from adaptive.policy import ScorerName
+from adaptive.scoring import ScoringFailed
 from server.checks import Check, failed, ok, warning
 from server.errors import UpstreamError
-from server.probe import ProbeClient, Scoring, UpstreamProfile, probe, score_labels, tokenize
+from server.probe import (
+    ProbeClient,
+    Scoring,
+    UpstreamModel,
+    UpstreamProfile,
+    probe,
+    score_labels,
+    tokenize,
+    why_not_scored,
+)
+from server.self_evaluation_config import (
+    SelfEvaluationConfig,
+    SelfEvaluationConfigError,
+    in_force,
+    read_config,
+)
+from server.self_evaluation_tokens import QuestionTokens, SelfEvaluationTokens
 from server.settings import Settings
 
 # Reuse is by whole blocks: with larger ones a short constitution is computed again for every request.
 _LARGEST_SENSIBLE_BLOCK: Final = 64
 # Below this the model answers something else than the question, and the score is noise.
 _LEAST_LABEL_MASS: Final = 0.01
+_SELF_EVALUATION: Final = "self-evaluation"
+_TINY_CHAT: Final = (
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+)
 
 
 async def check_upstream(settings: Settings, client: ProbeClient, *, nonce: str) -> list[Check]:
@@ -35,7 +57,7 @@ async def check_upstream(settings: Settings, client: ProbeClient, *, nonce: str)
         _scoring(profile),
     ]
     if profile.scoring is Scoring.LOGPROB_TOKEN_IDS:
-        checks.append(await examination.self_evaluation(LITERAL_QUESTION))
+        checks += [await examination.self_evaluation(model) for model in profile.models]
     return checks
 
 
@@ -151,26 +173,48 @@ class _Examination:
         remedy = "Start vLLM with --enable-prefix-caching; if it is on, give it more memory for its cache."
         return warning(name, "Of two equal prompts the second reused nothing.", remedy)
 
-    async def self_evaluation(self, question: SelfEvaluationQuestion) -> Check:
-        """Ask the model about a tiny answer of its own, as adaptive sampling does."""
-        name = "self-evaluation"
-        suffix = "the literal question"
-        turns = [{"role": "user", "content": "What is the capital of France?"}]
-        turns += [{"role": "assistant", "content": "Paris."}, {"role": "user", "content": question.text}]
-        prompt = await tokenize(self.client, self._model, turns)
-        labels = [await tokenize(self.client, self._model, label) for label in (question.win_or_tie, question.loss)]
-        ids = [label[0] for label in labels if label is not None and len(label) == 1]
-        if prompt is None or len(ids) != len(labels) or ids[0] == ids[1]:
-            remedy = "Serve a chat model whose tokenizer has them, and leave /tokenize reachable."
-            return warning(name, f"{question.win_or_tie!r} and {question.loss!r} are not one token each.", remedy)
-        scores = await score_labels(self.client, self._model, prompt, ids)
-        if scores is None:
-            return warning(
-                name, f"The answer to {suffix} could not be read.", "Run doctor again when vLLM is less busy."
-            )
-        score = self_evaluate(*scores.logprobs)
-        found = f"By {suffix}: P(win or tie) {score.p_win_or_tie:.2f}, label mass {score.label_mass:.3f}"
+    async def self_evaluation(self, model: UpstreamModel) -> Check:
+        """Ask a model about a tiny answer of its own, as adaptive sampling does, and say what it is asked by."""
+        name = _SELF_EVALUATION if len(self.profile.models) == 1 else f"{_SELF_EVALUATION} of {model.name}"
+        explicit = self.settings.self_evaluation
+        try:
+            config = in_force(None if explicit is None else read_config(explicit), model)
+        except SelfEvaluationConfigError as error:
+            if explicit is not None:
+                return failed(name, str(error), "Correct the file, or the setting self_evaluation.")
+            return warning(name, f"{error} The literal question is in force.", "Correct the file, then start anew.")
+        tokens = SelfEvaluationTokens(self.client, upstream_now=lambda: None, config_of=lambda _: config)
+        try:
+            question = await tokens.of(model.name)
+            prompt = await tokens.answered(model.name, _TINY_CHAT)
+        except ScoringFailed as error:
+            remedy = "Serve a chat model whose tokenizer has the labels, and leave /tokenize reachable."
+            return warning(name, f"By {config.name}: {error}.", remedy)
+        return await self._evaluated(name, model.name, config, question, prompt)
+
+    async def _evaluated(
+        self, name: str, model: str, config: SelfEvaluationConfig, question: QuestionTokens, prompt: tuple[int, ...]
+    ) -> Check:
+        asked = [(prompt + question.suffix, question.labels)]
+        asked += [(prompt, config.read_out)] if config.read_out is not None else []
+        read = [await score_labels(self.client, model, sequence, labels.ids) for sequence, labels in asked]
+        for (sequence, labels), scores in zip(asked, read, strict=True):
+            if scores is None:
+                why = await why_not_scored(self.client, model, sequence, labels.ids)
+                remedy = "Take the token ids from this model's own tokenizer, or run doctor again if it was busy."
+                return warning(name, f"The answer to {config.name} could not be read: {why}", remedy)
+        score = question.labels.evaluate(read[0].logprobs if read[0] is not None else ())
+        found = f"By {config.name}: P(win or tie) {score.p_win_or_tie:.2f}, label mass {score.label_mass:.3f}"
         if score.label_mass < _LEAST_LABEL_MASS:
             remedy = "Use a larger model, or one trained to evaluate itself."
             return warning(name, f"{found}: the model does not answer the question.", remedy)
-        return ok(name, f"{found}, for one tiny answer.")
+        if not question.ends_the_turn:
+            remedy = f"Begin suffix_ids in {config.name} with {question.end_id}, unless it was trained as it is."
+            return warning(
+                name, f"{found}; its suffix begins with token {question.suffix[0]}, not with the turn's end.", remedy
+            )
+        if config.read_out is None and self.settings.policy.said().get("scorer") is ScorerName.READ_OUT:
+            remedy = "Set another scorer in the setting policy, or give the read-out's labels."
+            return warning(name, f"{found}; the default policy's scorer is read_out, and no labels are known.", remedy)
+        read_out = "" if config.read_out is None else " Its read-out's labels are known too."
+        return ok(name, f"{found}, for one tiny answer.{read_out}")

@@ -70,11 +70,11 @@ def _describe_sampling(document: dict[str, Any]) -> None:
     policy = PolicyFields.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas |= policy.pop("$defs", {})
-    schemas["Policy"] = policy
+    schemas["PolicyFields"] = policy
     chat = document["paths"]["/v1/chat/completions"]["post"]
     chat["parameters"] = [*chat["parameters"], _POLICY_HEADER]
     body = chat["requestBody"]["content"]["application/json"]["schema"]
-    body["properties"] = {"preamble": {"$ref": "#/components/schemas/Policy"}}
+    body["properties"] = {"preamble": {"$ref": "#/components/schemas/PolicyFields"}}
     chat["responses"]["200"]["headers"] |= {
         "x-preamble-sampling": {
             "schema": {"type": "string"},

@@ -1,15 +1,17 @@
 """The policy as a client, an operator or OpenAPI sees it, and where it comes from.
 
 `PolicyFields` is the twin of `adaptive.policy.Policy`, field by field. What a request does not say is taken from the
-next source: its body (`preamble`), the header `x-preamble-policy`, the model alias, the server's default. A wrong field
-is named with the source it came from: `preamble.n_max`, `x-preamble-policy.n_max`, `model`.
+next source: its body (`preamble`), the header `x-preamble-policy`, the model alias, the user's default (`/v1/policy`),
+the server's default. A wrong field is named with the source it came from: `preamble.n_max`, `x-preamble-policy.n_max`,
+`model`, `policy.n_max`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import orjson
@@ -32,6 +34,7 @@ from server.errors import BadRequest
 
 BODY_FIELD: Final = "preamble"
 HEADER: Final = "x-preamble-policy"
+USER_DEFAULT: Final = "policy"
 LISTED_ALIASES: Final = ("adaptive", "best-of-8")
 
 _ALIAS: Final = re.compile(r"(.+):(?:(adaptive)|best-of-([1-9]\d?))")
@@ -130,6 +133,17 @@ def parse_text(text: str) -> dict[str, Any]:
     return found
 
 
+def to_content(fields: PolicyFields) -> str:
+    """Return the fields that were said as the store keeps them: JSON, the same text for the same fields."""
+    return orjson.dumps(fields.said()).decode()
+
+
+@lru_cache(maxsize=1024)  # users with equal policies share one
+def from_content(content: str) -> PolicyFields:
+    """Return what `to_content` was given. Raises `ValueError`."""
+    return PolicyFields.model_validate_json(content)
+
+
 def build(said: Mapping[str, Any]) -> Policy:
     """Return the policy of those fields, defaults for the rest. Raises `PolicyError`."""
     values = dict(said)
@@ -162,9 +176,12 @@ def read_alias(model: object) -> Alias | None:
 
 
 def read_fields(value: object, source: str) -> PolicyFields:
-    """Return the fields that `source` (`preamble`, `x-preamble-policy`) gives. Raises `BadRequest` naming the field."""
+    """Return the fields that `source` (`preamble`, `x-preamble-policy`) gives. Raises `BadRequest` naming the field.
+
+    Where the source is empty the fields are the whole of what was sent, and named without it.
+    """
     if not isinstance(value, dict | str):
-        raise BadRequest(f'\'{source}\' must be an object such as {{"mode": "adaptive"}}.', param=source)
+        raise _wrong(source, "", 'must be an object such as {"mode": "adaptive"}')
     try:
         return PolicyFields.model_validate(value)
     except ValidationError as error:
@@ -178,8 +195,8 @@ def read_fields(value: object, source: str) -> PolicyFields:
 def resolve(default: PolicyFields, *sources: tuple[str, PolicyFields]) -> Policy:
     """Return the policy of a request: for each field the first source that gives it, then the server's default.
 
-    A source that gives fields and no mode wants them used: where the server's default is off, it means adaptive.
-    Raises `BadRequest`: fields that are right each may not go together.
+    A source that gives fields and no mode wants them used: where all after it are off, it means adaptive. Raises
+    `BadRequest`: fields that are right each may not go together.
     """
     merged = dict(default.said())
     for _, fields in reversed(sources):
@@ -190,14 +207,19 @@ def resolve(default: PolicyFields, *sources: tuple[str, PolicyFields]) -> Policy
     try:
         return build(merged)
     except PolicyError as error:
-        root = re.split(r"[.\[]", error.field)[0]
-        source = next((name for name, fields in sources if root in fields.said()), BODY_FIELD)
-        raise _wrong(source, error.field, error.problem) from error
+        raise wrong_field(sources, error.field, error.problem) from error
+
+
+def wrong_field(sources: Sequence[tuple[str, PolicyFields]], field: str, problem: str) -> BadRequest:
+    """Return the error for a field that cannot be followed: named with the source that gives it, else the nearest."""
+    root = re.split(r"[.\[]", field)[0]
+    nearest = next((name for name, fields in sources if fields.said()), BODY_FIELD)
+    return _wrong(next((name for name, fields in sources if root in fields.said()), nearest), field, problem)
 
 
 def _wrong(source: str, field: str, problem: str) -> BadRequest:
-    name = f"{source}.{field}" if field else source
-    return BadRequest(f"'{name}': {problem}.", param=name)
+    name = ".".join(filter(None, (source, field)))
+    return BadRequest(f"'{name}': {problem}." if name else f"The policy {problem}.", param=name or None)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

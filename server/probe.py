@@ -61,10 +61,15 @@ class Scoring(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamModel:
-    """A model that the upstream serves; `max_model_len` in tokens, None where the upstream does not say."""
+    """A model that the upstream serves.
+
+    max_model_len: in tokens. root: what the upstream loaded it from, a directory on its machine or a hub name. Both are
+    None where the upstream does not say.
+    """
 
     name: str
     max_model_len: int | None
+    root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,21 +187,7 @@ async def score_labels(
 
     Uses `logprob_token_ids` of `/v1/completions`, which vLLM has since 0.18; the numbers are over the full vocabulary.
     """
-    answer = await _ask(
-        client.request_json(
-            "POST",
-            "/v1/completions",
-            {
-                "model": model,
-                "prompt": prompt if isinstance(prompt, str) else list(prompt),
-                "max_tokens": 1,
-                "temperature": 0,
-                "logprobs": 1,
-                "logprob_token_ids": list(label_ids),
-                "return_tokens_as_token_ids": True,
-            },
-        )
-    )
+    answer = await _ask_labels(client, model, prompt, label_ids)
     if answer is None or answer[0] != _OK:
         return None
     try:
@@ -205,6 +196,16 @@ async def score_labels(
     except (KeyError, IndexError, TypeError, ValueError):
         return None  # an older vLLM ignores logprob_token_ids and answers without them
     return LabelScores(logprobs, cached_tokens(answer[1]))
+
+
+async def why_not_scored(client: ProbeClient, model: str, prompt: Sequence[int], label_ids: Sequence[int]) -> str:
+    """Return why `score_labels` gives nothing, in the upstream's words where it has any."""
+    answer = await _ask_labels(client, model, prompt, label_ids)
+    if answer is None:
+        return "the upstream does not answer"
+    error = answer[1].get("error") if isinstance(answer[1], dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else f"the upstream answers {answer[0]}, without the labels"
 
 
 def cached_tokens(answer: dict[str, Any]) -> int | None:
@@ -224,6 +225,21 @@ async def _ask(question: Awaitable[T]) -> T | None:
         return None
 
 
+async def _ask_labels(
+    client: ProbeClient, model: str, prompt: str | Sequence[int], label_ids: Sequence[int]
+) -> tuple[int, Any] | None:
+    question = {
+        "model": model,
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 1,
+        "logprob_token_ids": list(label_ids),
+        "return_tokens_as_token_ids": True,
+    }
+    return await _ask(client.request_json("POST", "/v1/completions", question))
+
+
 def _version(answer: tuple[int, Any]) -> str | None:
     status, value = answer
     version = value.get("version") if status == _OK and isinstance(value, dict) else None
@@ -236,8 +252,14 @@ async def _models(client: ProbeClient) -> tuple[int, tuple[UpstreamModel, ...]]:
     found = []
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and isinstance(row.get("id"), str):
-            length = row.get("max_model_len")
-            found.append(UpstreamModel(row["id"], length if isinstance(length, int) else None))
+            length, root = row.get("max_model_len"), row.get("root")
+            found.append(
+                UpstreamModel(
+                    row["id"],
+                    length if isinstance(length, int) else None,
+                    root if isinstance(root, str) else None,
+                )
+            )
     return status, tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""What the store keeps and returns: keys, versions of constitutions, what has changed. Knows nothing of SQL."""
+"""What the store keeps and returns: keys, constitutions, policies, what has changed. Knows nothing of SQL."""
 
 from __future__ import annotations
 
@@ -49,15 +49,41 @@ class ConstitutionVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class UserPolicy:
+    """A user's default policy. `content`: JSON of the fields that were said, no others. `updated_at`: Unix seconds.
+
+    `version` counts its changes from 1; what was before is not kept.
+    """
+
+    id: str
+    version: int
+    user: str
+    content: str
+    updated_at: int
+
+    @property
+    def tag(self) -> str:
+        """`<id>@<version>`, which names exactly one text for ever."""
+        return f"{self.id}@{self.version}"
+
+    @property
+    def etag(self) -> str:
+        """The tag as HTTP writes an entity tag."""
+        return f'"{self.tag}"'
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What changed after some point, up to and including change number `upto`.
 
-    With `everything` the list of changes no longer reaches back that far: all that was read before may be stale.
+    `keys` are ids; `users` are those whose constitution changed, `policies` those whose default policy did. With
+    `everything` the list of changes no longer reaches back that far: all that was read before may be stale.
     """
 
     upto: int
     keys: frozenset[str] = frozenset()
     users: frozenset[str] = frozenset()
+    policies: frozenset[str] = frozenset()
     everything: bool = False
 
 

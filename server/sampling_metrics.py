@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from adaptive.candidate import Fate
 from adaptive.exploring import Explored
 from adaptive.first_token import plain_first_token
+from adaptive.restraint import restraints
 from adaptive.run import Outcome
 from adaptive.savings import estimated
 from adaptive.spend import tally
@@ -121,6 +122,12 @@ class SamplingMetrics:
             ("part", "instead"),
             registry=registry,
         )
+        self.restrained = Counter(
+            "preamble_sampling_restrained",
+            "Sampled requests that got fewer candidates than their policy allows, by what kept them from it.",
+            ("by",),
+            registry=registry,
+        )
         self.passed_through = Counter(
             "preamble_sampling_passed_through",
             "Requests that asked for sampling, or would have by default, and could not gain from it, by reason.",
@@ -191,6 +198,8 @@ class SamplingMetrics:
         self.spent_engine_seconds.inc(savings.spent_engine_s)
         for decision in trace.decisions:
             self._count_decision(decision)
+        for reason in restraints(trace):
+            self.restrained.labels(reason.value).inc()
         for call in trace.scoring:
             if call.error is None and call.computed_tokens:  # others were free, and no call
                 self.scoring_duration.observe(call.answered_s - call.asked_s)

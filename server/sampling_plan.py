@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from adaptive.policy import MAX_CANDIDATES, Mode, Policy, SelectorName
+from adaptive.policy import MAX_CANDIDATES, Mode, Policy, ScorerName, SelectorName
 from adaptive.policy import PassThrough as CoreReason
-from server.errors import BadRequest
-from server.policy import BODY_FIELD, HEADER, PolicyFields, read_alias, read_fields, resolve
+from server.policy import (
+    BODY_FIELD,
+    HEADER,
+    USER_DEFAULT,
+    PolicyFields,
+    read_alias,
+    read_fields,
+    resolve,
+    wrong_field,
+)
 
 # vLLM takes a temperature below this for greedy (`_SAMPLING_EPS` in vllm/sampling_params.py).
 _GREEDY_BELOW: Final = 1e-5
+_NO_READ_OUT: Final = (
+    "'read_out' needs a model that was trained for it, and of this one no labels are known. Use another scorer; the "
+    "operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json beside the model"
+)
+_NO_REWARD_MODEL: Final = (
+    "'reward_model' needs an upstream reward model, and this server has none. Use another selector; an operator sets "
+    "reward_upstream"
+)
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
 
@@ -51,13 +67,15 @@ def plan(
     header: str | None,
     default: PolicyFields,
     served: tuple[str, ...],
+    own: PolicyFields | None = None,
+    lacks_read_out: Callable[[str | None], bool] = lambda _: False,
     *,
     reward_model: bool = False,
 ) -> Plan:
     """Return the plan for a chat request; takes `preamble` out of its body and an alias out of its model.
 
-    served: model names of the upstream, which are no aliases. reward_model: there is one to select by. Raises
-    `BadRequest` naming the wrong field.
+    served: model names of the upstream, which are no aliases. own: the user's default policy. lacks_read_out: whether a
+    model is known to have none. reward_model: there is one to select by. Raises `BadRequest` naming the wrong field.
     """
     sources: list[tuple[str, PolicyFields]] = []
     fields = body.pop(BODY_FIELD, None)
@@ -70,15 +88,17 @@ def plan(
     if alias is not None:
         body["model"] = alias.model
         sources.append(("model", alias.fields))
+    if own is not None:
+        sources.append((USER_DEFAULT, own))
     policy = resolve(default, *sources)
     if policy.selector is SelectorName.REWARD_MODEL and not reward_model:
-        source = next((name for name, fields in sources if "selector" in fields.said()), BODY_FIELD)
-        raise BadRequest(
-            f"'{source}.selector': 'reward_model' needs an upstream reward model, and this server has none. Use "
-            "another selector; an operator sets reward_upstream.",
-            param=f"{source}.selector",
-        )
-    return _suited(body, policy)
+        raise wrong_field(sources, "selector", _NO_REWARD_MODEL)
+    planned = _suited(body, policy)
+    name = body.get("model")
+    wants_read_out = planned.reason is None and planned.policy.scorer is ScorerName.READ_OUT
+    if wants_read_out and lacks_read_out(name if isinstance(name, str) else None):
+        raise wrong_field(sources, "scorer", _NO_READ_OUT)
+    return planned
 
 
 def _suited(body: Mapping[str, Any], policy: Policy) -> Plan:
@@ -111,7 +131,7 @@ def _unsuited(body: Mapping[str, Any], policy: Policy) -> PassThrough | None:
         return PassThrough.PROMPT_LOGPROBS
     if not all(_is_text(message.get("content")) for message in body.get("messages", ())):
         return PassThrough.NOT_TEXT
-    if policy.scorer == "read_out" and body.get("logprobs"):
+    if policy.scorer is ScorerName.READ_OUT and body.get("logprobs"):
         return PassThrough.READ_OUT
     return None
 

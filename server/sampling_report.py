@@ -7,7 +7,9 @@ from typing import Any, Final, Protocol
 
 from adaptive.candidate import CandidateRecord, Fate
 from adaptive.first_token import plain_first_token
+from adaptive.restraint import restraints
 from adaptive.run import Outcome
+from server.sampling_hint import hint
 
 HEADER: Final = b"x-preamble-sampling"
 
@@ -28,7 +30,7 @@ class Out(Protocol):
 def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
     """Return the `preamble` object. first_token_s: a streaming client's first token, seconds into the run."""
     spend, savings, trace = outcome.spend, outcome.savings, outcome.trace
-    return {
+    told = {
         "mode": trace.policy.mode.value,
         "candidates": {"drawn": spend.drawn, "pruned": spend.candidates[Fate.PRUNED]},
         "tokens": {
@@ -39,6 +41,7 @@ def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
         },
         "choices": [_choice(record) for record in outcome.choices],
         "stop_reason": outcome.reason.value,
+        "restrained_by": [reason.value for reason in restraints(trace)],
         "scorer": outcome.scorer,
         "selector": outcome.selector,
         "degradations": [
@@ -50,6 +53,8 @@ def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
         **_plain_first_token(outcome, streamed=first_token_s is not None),
         "took_ms": _ms(trace.took_s),
     }
+    said = hint(outcome)
+    return told if said is None else told | {"hint": said}
 
 
 def header_value(told: dict[str, Any]) -> bytes:

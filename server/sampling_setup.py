@@ -10,7 +10,9 @@ from server.adaptive_chat import ChatSampling, Services
 from server.exploration import Explorations
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
+from server.policy import PolicyFields
 from server.reward import RewardUpstream
+from server.self_evaluation_config import SelfEvaluationConfigs, read_config
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings
 from server.traces import TraceFiles, TraceWriter
@@ -53,19 +55,28 @@ def chat_sampling(
     watch: UpstreamWatch,
     load: LoadWatch,
     metrics: Metrics,
+    policy_of: Callable[[str], PolicyFields | None],
     explorations: Explorations,
     reward: RewardUpstream | None,
 ) -> ChatSampling:
-    """Return the sampling of chat completions. The ceilings are shared out among the workers, so that they hold."""
+    """Return the sampling of chat completions; `policy_of` gives a user's default policy, from memory.
+
+    The ceilings are shared out among the workers, so that they hold. Raises `SelfEvaluationConfigError`.
+    """
     ceiling = Ceiling(
         settings.worker_candidates - settings.exploration_candidates,
         settings.max_candidates_per_user // settings.workers,
+    )
+    file = settings.self_evaluation
+    configs = SelfEvaluationConfigs(
+        lambda: watch.profile, explicit=None if file is None else read_config(file), own=settings.model
     )
     services = Services(
         upstream=upstream,
         profile=lambda: watch.profile,
         suspect=watch.suspect,
-        tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile),
+        tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile, config_of=configs.of),
+        lacks_read_out=configs.lacks_read_out,
         ceiling=ceiling,
         shedding=LoadShedding(settings.load_low, settings.load_high),
         load=load,
@@ -75,4 +86,4 @@ def chat_sampling(
         explorations=explorations,
         reward=reward,
     )
-    return ChatSampling(services, settings.policy)
+    return ChatSampling(services, settings.policy, policy_of)

@@ -47,6 +47,18 @@ constitution_versions: Final = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
 
+# One row per user that has a default policy. `content` is JSON of the fields that were said, no others: what is left
+# out stays the server's to change. `version` counts the changes, so that `<id>@<version>` names one text for ever.
+user_policies: Final = sa.Table(
+    "user_policies",
+    metadata,
+    sa.Column("user", sa.String(129), primary_key=True),
+    sa.Column("id", sa.String(20), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+
 # What was written, in order. AUTOINCREMENT: a number is never used twice, even after the newest rows were deleted.
 changes: Final = sa.Table(
     "changes",

@@ -32,8 +32,9 @@ from server.engine import EmbeddedEngine
 from server.http_protocol import PreambleHttpProtocol
 from server.interrupts import sigterm_interrupts
 from server.logs import configure_logging
+from server.self_evaluation_config import SelfEvaluationConfigError, read_config
 from server.serving_watch import Announcement, Watch
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.store import Store
 from server.terminal import say, shown_progress
 
@@ -56,12 +57,13 @@ def serve(settings: Settings, *, out: Console, err: Console, as_json: bool = Fal
     """Serve until a signal says stop; return when everything is gone.
 
     Prints to `out` how to use the proxy once it is ready, and to `err` what happens until then. Raises `ServingError`,
-    `StoreUnavailable`, and `EngineError` from the start of the embedded engine.
+    `SettingsError`, `StoreUnavailable`, and `EngineError` from the start of the embedded engine.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(sigterm_interrupts())
         listener = stack.enter_context(_bound_socket(settings.host, settings.port))
         _check_store(settings, err)
+        _check_self_evaluation(settings)
         configure_logging(settings.log_level, settings.log_format)
         engine = None
         if settings.upstream is None:
@@ -208,6 +210,15 @@ def _check_store(settings: Settings, err: Console) -> None:
                 "Create one: preamble keys create --admin",
                 style="yellow",
             )
+
+
+def _check_self_evaluation(settings: Settings) -> None:
+    """Read the file that is set, before anything is started: each worker would fail on it."""
+    if settings.self_evaluation is not None:
+        try:
+            read_config(settings.self_evaluation)
+        except SelfEvaluationConfigError as error:
+            raise SettingsError(f"self_evaluation: {error}") from error
 
 
 @contextlib.contextmanager

@@ -120,6 +120,10 @@ class Settings(BaseModel):
         PolicyFields(mode=Mode.OFF),
         description="Server's default policy: a TOML table, or text such as mode=adaptive,n_max=8; off without a mode.",
     )
+    self_evaluation: Path | None = Field(
+        None,
+        description="File preamble_self_evaluation.json, or its directory. Unset: looked for beside the model.",
+    )
     max_candidates: int = Field(256, ge=1, description="Most concurrent candidates, shared out among the workers.")
     max_candidates_per_user: int = Field(64, ge=1, description="The same for any one user.")
     exploration_share: float = Field(
@@ -175,10 +179,10 @@ class Settings(BaseModel):
             raise ValueError("must be a SQLAlchemy URL such as sqlite:////var/lib/preamble/preamble.db")
         return value
 
-    @field_validator("data_dir", "cache_dir")
+    @field_validator("data_dir", "cache_dir", "self_evaluation")
     @classmethod
-    def _directories_may_begin_with_a_tilde(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _paths_may_begin_with_a_tilde(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
 
     @field_validator("secret", "admin_key")
     @classmethod

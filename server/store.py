@@ -1,4 +1,4 @@
-"""The store: API keys, constitutions with their versions, and the list of what has changed.
+"""The store: API keys, constitutions with their versions, default policies, and the list of what has changed.
 
 Synchronous: the request path does not wait for it, it reads `server.directory`. Every write is one transaction that
 also notes the change; it returns when the write is on the disk and all worker processes have been told of it.
@@ -17,12 +17,13 @@ import sqlalchemy as sa
 
 from constitutions.constitution import Constitution, ConstitutionError
 from constitutions.plain import from_plain, to_plain
+from server import policy_rows
 from server.database import Database
 from server.errors import BadRequest, NotFound, PreconditionFailed, StoreUnavailable
 from server.generation import ChangeSignal
 from server.names import check_user
-from server.records import ApiKey, Changes, ConstitutionVersion, matches_etag
-from server.schema import api_keys, changes, constitution_versions, constitutions
+from server.records import ApiKey, Changes, ConstitutionVersion, UserPolicy, matches_etag
+from server.schema import api_keys, changes, constitution_versions, constitutions, user_policies
 from server.tokens import RandomBytes, digest_of, new_id, new_token
 
 MAX_LABEL_CHARS: Final = 200
@@ -231,6 +232,52 @@ class Store:
             rows = connection.execute(query.limit(limit + 1)).all()
         return tuple(_version(row) for row in rows[:limit]), len(rows) > limit
 
+    # Default policies
+
+    def put_policy(
+        self, user: str, content: str, *, if_match: str | None = None, if_none_match: str | None = None
+    ) -> tuple[UserPolicy, bool]:
+        """Make `content` the user's default policy; return it, and whether that is a change.
+
+        `content` is what `server.policy.to_content` gives; it is not looked into. Raises as `put` does.
+        """
+        check_user(user, "user")
+        with self._write() as write:
+            before = policy_rows.find(write.connection, user)
+            policy_rows.check(before, if_match, if_none_match)
+            if before is not None and before.content == content:
+                return before, False
+            if before is None:
+                policy_id, version = write.unused_id(user_policies.c.id, self._random_bytes, "pol_", 16), 1
+            else:
+                policy_id, version = before.id, before.version + 1
+            policy = UserPolicy(policy_id, version, user, content, updated_at=self._now())
+            policy_rows.save(write.connection, policy)
+            write.note("policy", user)
+        return policy, True
+
+    def delete_policy(self, user: str, *, if_match: str | None = None) -> None:
+        """Remove the user's default policy. Raises `NotFound`, `PreconditionFailed`."""
+        with self._write() as write:
+            before = policy_rows.find(write.connection, user)
+            policy_rows.check(before, if_match)
+            policy_rows.remove(write.connection, policy_rows.found(before).user)
+            write.note("policy", user)
+
+    def find_policy(self, user: str) -> UserPolicy | None:
+        """Return the user's default policy, None if there is none."""
+        with self._database.read() as connection:
+            return policy_rows.find(connection, user)
+
+    def policy(self, user: str) -> UserPolicy:
+        """Return the user's default policy. Raises `NotFound`."""
+        return policy_rows.found(self.find_policy(user))
+
+    def policies(self) -> tuple[UserPolicy, ...]:
+        """Return the default policies of all users."""
+        with self._database.read() as connection:
+            return policy_rows.every(connection)
+
     # Changes
 
     def changes_since(self, number: int) -> Changes:
@@ -241,13 +288,14 @@ class Store:
             if number < 0 or (oldest is not None and oldest > number + 1):
                 return Changes(upto=max(latest, number), everything=True)
             rows = connection.execute(sa.select(changes.c.kind, changes.c.subject).where(changes.c.seq > number)).all()
-        subjects: dict[str, set[str]] = {"key": set(), "constitution": set(), "everything": set()}
+        subjects: dict[str, set[str]] = {kind: set() for kind in ("key", "constitution", "policy", "everything")}
         for kind, subject in rows:
             subjects[kind].add(subject)
         return Changes(
             upto=max(latest, number),
             keys=frozenset(subjects["key"]),
             users=frozenset(subjects["constitution"]),
+            policies=frozenset(subjects["policy"]),
             everything=bool(subjects["everything"]),
         )
 
@@ -271,14 +319,14 @@ class _Write:
         self.connection = connection
         self.latest: int | None = None
 
-    def note(self, kind: Literal["key", "constitution"], subject: str) -> None:
+    def note(self, kind: Literal["key", "constitution", "policy"], subject: str) -> None:
         """Add to the list of changes, and drop its oldest part now and then."""
         result = self.connection.execute(sa.insert(changes).values(kind=kind, subject=subject).returning(changes.c.seq))
         self.latest = seq = int(result.scalar_one())
         if seq % _PRUNE_EVERY == 0:
             self.connection.execute(sa.delete(changes).where(changes.c.seq <= seq - _CHANGES_KEPT))
 
-    def unused_id(self, column: sa.Column[str], random_bytes: RandomBytes, *, prefix: str, length: int) -> str:
+    def unused_id(self, column: sa.Column[str], random_bytes: RandomBytes, prefix: str, length: int) -> str:
         """Return a random id that the table does not hold yet."""
         while True:
             candidate = prefix + new_id(random_bytes, length)

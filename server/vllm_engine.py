@@ -16,7 +16,16 @@ from typing import Any, Final, Protocol
 import orjson
 
 from adaptive.candidate import Partial
-from adaptive.engine import EngineBusy, EngineError, EngineFailed, GeneratedTokens, LabelReading, Sampling, TokenIds
+from adaptive.engine import (
+    EngineBusy,
+    EngineError,
+    EngineFailed,
+    EngineRejected,
+    GeneratedTokens,
+    LabelReading,
+    Sampling,
+    TokenIds,
+)
 from adaptive.policy import ScorerName
 from adaptive.scoring import Score, ScoringFailed, SelfEvaluationScorer
 from server.errors import UpstreamError
@@ -27,6 +36,8 @@ PATH: Final = "/v1/chat/completions"
 _OK: Final = 200
 # At admission vLLM answers 503; gateways in between say 429.
 _BUSY: Final = frozenset({429, 503})
+# Of the 4xx, those that say something of the moment and not of the request: timeout, conflict, too early.
+_WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425})
 _DONE: Final = b"[DONE]"
 _NEVER: Final = -math.inf
 # What a score has in common with its candidate: it is scheduled like it, and reads the same cache.
@@ -274,8 +285,7 @@ class VllmEngine:
         value = None
         with suppress(orjson.JSONDecodeError):
             value = orjson.loads(body)
-        busy = response.status in _BUSY
-        raise (EngineBusy if busy else EngineFailed)(f"the upstream answered {response.status}: {_message(value)}")
+        raise _kind(response.status)(f"the upstream answered {response.status}: {_message(value)}")
 
     def _failed(self, error: UpstreamError) -> EngineError:
         self.broken = self.broken or error
@@ -301,6 +311,15 @@ class ChatSelfEvaluation:
             self.engine, self.engine.prompt, question.suffix, question.labels, frozenset({question.end_id})
         )
         return await scorer.score(partials)
+
+
+def _kind(status: int) -> type[EngineError]:
+    """Return what an answer that is no reply says: come later, the request is wrong, or just this once it failed."""
+    if status in _BUSY:
+        return EngineBusy
+    if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:  # noqa: PLR2004 -- the class of client errors
+        return EngineRejected
+    return EngineFailed
 
 
 class _Events:

@@ -41,8 +41,11 @@ def is_known(revision: str) -> bool:
     return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the database to `newest_revision()` inside the transaction that is open on `connection`: all or nothing."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to a revision, the newest if not told otherwise, all or nothing.
+
+    It happens inside the transaction that is open on `connection`.
+    """
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adaptive.annealing import Annealing
 from adaptive.best_of_n import BestOfN, everything
 from adaptive.clock import LoopClock
-from adaptive.engine import EngineBusy, EngineError, EngineFailed, TokenIds
+from adaptive.engine import EngineBusy, EngineError, EngineFailed, EngineRejected, TokenIds
 from adaptive.events import Event
 from adaptive.limits import Slots
 from adaptive.policy import AtDeadline, Checkpoint, Mode, Policy
@@ -185,7 +185,11 @@ def scripted_runs(
     draw: st.DrawFn,
 ) -> tuple[tuple[Script, ...], tuple[float, ...], float, tuple[EngineError | None, ...]]:
     """Scripts, scores, the time a score takes, and failures of the scoring calls."""
-    failures = st.none() | st.builds(EngineFailed, st.just("lost")) | st.builds(EngineBusy, st.just("full"))
+    failures = st.none() | st.one_of(
+        st.builds(EngineFailed, st.just("lost")),
+        st.builds(EngineBusy, st.just("full")),
+        st.builds(EngineRejected, st.just("wrong")),
+    )
     scripts = tuple(
         script(
             candidate,

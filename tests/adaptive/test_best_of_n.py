@@ -14,7 +14,7 @@ from adaptive.best_of_n import BestOfN
 from adaptive.candidate import Fate
 from adaptive.clock import LoopClock
 from adaptive.committing import CommitReason
-from adaptive.engine import EngineBusy, EngineFailed, GeneratedTokens, Sampling, TokenIds
+from adaptive.engine import EngineBusy, EngineFailed, EngineRejected, GeneratedTokens, Sampling, TokenIds
 from adaptive.events import Committed, Delta, Event
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import AtDeadline, Checkpoint, Mode, Policy, Streaming
@@ -24,7 +24,7 @@ from adaptive.scripted import ScriptedEngine, reply
 from adaptive.seeds import candidate_seed
 from adaptive.selection import First, Majority, RewardModel, SelectionFailed
 from adaptive.stopping import StopReason
-from adaptive.trace import Drew, Pruned, SettledOn
+from adaptive.trace import Drew, Pruned, SettledOn, Stopped
 from adaptive.virtual_time import run_virtually
 
 from .runs import LABELS, PROMPT, QUESTION, Played, constant, make_engine, make_run, play, script, tokens_of
@@ -351,6 +351,21 @@ def test_a_dead_engine_is_asked_twice_and_no_more() -> None:
     assert len(engine.drawn) == 2
 
 
+def test_a_request_that_the_engine_rejects_as_wrong_is_not_sent_again() -> None:
+    engine = make_engine([script(0, 0, failure=EngineRejected("max_tokens is too large"))])
+    with pytest.raises(EngineRejected, match="too large"):
+        play(engine, ADAPTIVE)
+    assert len(engine.drawn) == 1
+
+
+def test_one_rejected_candidate_fails_neither_the_run_nor_its_siblings() -> None:
+    scripts = [script(0, 4), script(1, 0, failure=EngineRejected("too hot")), script(2, 4), script(3, 4)]
+    played = play(make_engine(scripts, constant(0.1, 0.9, 0.3, 0.2)), ADAPTIVE)
+    assert (played.returned, batches(played), played.outcome.reason) == (0, [1, 1], StopReason.ENGINE_FAILED)
+    together = play(make_engine(scripts, constant(0.1, 0.9, 0.3, 0.2)), BEST_OF_4)
+    assert together.returned == 2
+
+
 def test_an_engine_that_dies_after_one_candidate_finished_still_answers() -> None:
     scripts = [script(0, 2), *(script(c, 3, failure=EngineFailed("down")) for c in (1, 2, 3))]
     played = play(make_engine(scripts), BEST_OF_4)
@@ -625,6 +640,11 @@ def test_commit_at_bounds_the_wait_with_the_best_so_far() -> None:
         CommitReason.COMMIT_AT
     ]
     assert played.took_s == 9.0
+    # All were drawn, but it is the commitment that stopped two of them.
+    assert played.outcome.reason is StopReason.COMMIT_AT
+    assert [each.reason for each in played.outcome.trace.decisions if isinstance(each, Stopped)] == [
+        StopReason.COMMIT_AT
+    ]
 
 
 def test_scores_that_arrive_after_the_choice_decide_nothing() -> None:

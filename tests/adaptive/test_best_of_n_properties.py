@@ -13,7 +13,7 @@ from adaptive.candidate import Fate
 from adaptive.engine import EngineError
 from adaptive.events import Committed, Delta
 from adaptive.policy import AtDeadline, Mode, Policy
-from adaptive.trace import Pruned
+from adaptive.trace import Drew, Pruned
 
 from .runs import Played, constant, make_engine, play, policies, scripted_runs
 
@@ -55,6 +55,21 @@ def test_spend_never_exceeds_the_policy(run: Runs, policy: Policy, stream: bool,
         assert spend.generated_tokens <= policy.token_budget
     if policy.deadline_ms is not None and policy.at_deadline is AtDeadline.CUT:
         assert played.took_s <= policy.deadline_ms / 1000 + 1e-9
+
+
+@runs
+@every_run
+def test_nothing_is_drawn_once_the_engine_has_said_that_the_request_is_wrong(
+    run: Runs, policy: Policy, stream: bool, choices: int
+) -> None:
+    played, _ = attempt(run, policy, stream=stream, choices=choices)
+    if played is None:
+        return
+    trace = played.outcome.trace
+    refused = [each.ended_s for each in trace.candidates if each.error == "wrong" and each.ended_s is not None]
+    if refused:
+        # In the same moment another's last token may have come first, and with it the decision to draw.
+        assert all(each.at_s <= min(refused) for each in trace.decisions if isinstance(each, Drew))
 
 
 @runs

@@ -57,4 +57,4 @@ def test_what_is_no_log_probability_is_refused(wrong: float) -> None:
 
 def test_no_is_the_answer_that_speaks_for_the_response() -> None:
     assert "started over?" in LITERAL_QUESTION.text
-    assert (LITERAL_QUESTION.win_or_tie, LITERAL_QUESTION.loss) == ("No", "Yes")
+    assert (LITERAL_QUESTION.win_or_tie, LITERAL_QUESTION.loss) == (("No",), ("Yes",))

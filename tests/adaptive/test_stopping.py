@@ -39,6 +39,8 @@ def test_totals_double_up_to_n_max() -> None:
         (drawn(2, 0.1, 0.9), StopReason.THRESHOLD),
         (drawn(2, 0.9, busy=True), StopReason.THRESHOLD),
         (drawn(2, 0.1, busy=True), StopReason.ENGINE_BUSY),
+        (drawn(2, 0.1, rejected=True), StopReason.ENGINE_FAILED),
+        (drawn(1, alive=0, failed=1, batch_failed=True, rejected=True), StopReason.ENGINE_FAILED),
         (drawn(2, 0.99, scored=False), StopReason.UNSCORED),
         (drawn(2, alive=0, failed=2, batch_failed=True), StopReason.ENGINE_FAILED),
         (drawn(4, 0.1, alive=1, failed=3, batch_failed=True), StopReason.ENGINE_FAILED),
@@ -54,7 +56,23 @@ def test_each_reason_to_stop_is_named(progress: Progress, reason: StopReason) ->
 def test_best_of_n_draws_once_and_says_why_it_drew_fewer(shortened: StopReason) -> None:
     policy = Policy(mode=Mode.BEST_OF_N, n_max=8, checkpoints=())
     assert next_step(policy, replace(START, allowed=8)) == Draw(8, 100)
-    assert next_step(policy, drawn(3, allowed=8, shortened=shortened)) == Stop(shortened)
+    assert next_step(policy, drawn(3, allowed=8, shortened=(StopReason.LOAD, shortened))) == Stop(shortened)
+    assert next_step(policy, drawn(3, allowed=8, shortened=(StopReason.LOAD,))) == Stop(StopReason.LOAD)
+
+
+@pytest.mark.parametrize("mode", [Mode.ADAPTIVE, Mode.BEST_OF_N])
+def test_a_batch_that_load_makes_smaller_says_so_before_the_budget_does(mode: Mode) -> None:
+    policy = Policy(mode=mode, n_max=8, checkpoints=(), token_budget=100)
+    before = START if mode is Mode.BEST_OF_N else drawn(4, 0.1)
+    load, budget = (StopReason.LOAD,), (StopReason.LOAD, StopReason.BUDGET)
+    assert next_step(policy, replace(before, allowed=6)) == Draw(6 - before.drawn, 100 // (6 - before.drawn), load)
+    assert next_step(policy, replace(before, allowed=6, longest=60)) == Draw(1, 100, budget)
+
+
+def test_what_replaces_a_lost_candidate_keeps_the_reason_why_its_batch_was_small() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=8, checkpoints=())
+    lost = drawn(1, alive=0, failed=1, batch_failed=True, shortened=(StopReason.BUDGET,))
+    assert next_step(policy, lost) == Draw(1, 100, (StopReason.BUDGET,))
 
 
 def test_best_of_n_knows_no_threshold() -> None:
@@ -75,7 +93,7 @@ def test_the_budget_is_shared_out_in_advance() -> None:
 
 def test_a_batch_shrinks_to_those_that_can_be_as_long_as_the_longest_reply() -> None:
     policy = replace(ADAPTIVE, token_budget=100)
-    assert next_step(policy, drawn(4, spent_tokens=40, longest=20)) == Draw(3, 20, StopReason.BUDGET)
+    assert next_step(policy, drawn(4, spent_tokens=40, longest=20)) == Draw(3, 20, (StopReason.BUDGET,))
     assert next_step(policy, drawn(4, spent_tokens=90, longest=20)) == Stop(StopReason.BUDGET)
 
 

@@ -58,6 +58,28 @@ def test_what_was_acknowledged_survives_kill_9(proxy: Preamble, vllm: Vllm) -> N
         assert answer.headers[TAG] == f"{stored['id']}@{number}"
 
 
+def test_a_default_policy_samples_for_its_user_alone_and_survives_kill_9(proxy: Preamble, vllm: Vllm) -> None:
+    body = chat(vllm, temperature=0.9, max_tokens=6)
+    alice, bob = (proxy.user(name) for name in ("alice", "bob"))
+    policy = {"mode": "best_of_n", "n_max": 3, "checkpoints": []}
+
+    def asked_by(key: str) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.post(f"{proxy.base_url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+    assert "preamble" not in asked_by(alice.key).json()
+    written = alice.http.put("/v1/policy", json=policy)
+    proxy.kill()
+    assert written.status_code == 201
+    proxy.start()
+    told = asked_by(alice.key).json()["preamble"]
+    assert (told["mode"], told["candidates"]["drawn"]) == ("best_of_n", 3)
+    plain = asked_by(bob.key)
+    assert plain.status_code == 200
+    assert "preamble" not in plain.json()
+    assert "x-preamble-sampling" not in plain.headers
+
+
 def test_the_prefix_cache_outlives_the_proxy(proxy: Preamble, vllm: Vllm) -> None:
     alice = proxy.user("alice")
     body = chat(vllm, messages=[{"role": "user", "content": secrets.token_hex(60)}])

@@ -7,19 +7,22 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from adaptive.policy import Mode
 from constitutions.compose import Placement
 from constitutions.constitution import Limits
-from server import constitution_routes, key_routes
+from server import constitution_routes, key_routes, policy_routes
 from server.callers import Callers
 from server.directory import Directory
 from server.error_routes import install_error_shape
 from server.errors import UpstreamUnavailable
 from server.identity import Identifier
 from server.metrics import Metrics
+from server.policy import PolicyFields
 from server.store import Store
 from server.tally import Tally
 
 ADMIN_KEY = "an-admin-key-of-the-settings"
+POLICY = PolicyFields(mode=Mode.OFF, threshold=0.7)
 
 
 class Upstream:
@@ -63,5 +66,6 @@ def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -
             context_tokens=lambda: upstream.context_tokens,
         )
     )
+    app.include_router(policy_routes.build_router(store=store, identify=callers.identify, default=POLICY))
     app.include_router(key_routes.build_router(store=store, identify=callers.identify))
     return app

@@ -58,6 +58,7 @@ class SamplingUpstream:
     can_score_ids: bool = True
     can_score_items: bool = True
     waiting: int = 0
+    root: str | None = None
     chats: list[dict[str, Any]] = field(default_factory=list)
     chat_ids: list[str] = field(default_factory=list)
     scorings: list[dict[str, Any]] = field(default_factory=list)
@@ -117,7 +118,7 @@ class SamplingUpstream:
             case "/version":
                 return 200, {"version": "0.32.0"}
             case "/v1/models":
-                return 200, {"object": "list", "data": [{"id": MODEL, "max_model_len": 4096}]}
+                return 200, {"object": "list", "data": [{"id": MODEL, "max_model_len": 4096, "root": self.root}]}
             case "/metrics":
                 return 200, f'vllm:num_requests_waiting{{engine="0"}} {self.waiting}.0\n'
             case "/tokenize":
@@ -207,6 +208,11 @@ class SamplingUpstream:
             last = place == len(tokens) - 1
             finish_reason = ("length" if cut else reply.finish_reason) if last else None
             logprobs = {"content": [_entry(text)]} if payload.get("logprobs") else None
+            if logprobs is not None and payload.get("logprob_token_ids"):
+                share = self.judge(_text(prompt) + reply.text[: place + 1] + "\3\2assistant\n")
+                shares = zip(payload["logprob_token_ids"], (share, 1 - share), strict=True)
+                top = [{"token": f"token_id:{label}", "logprob": math.log(each)} for label, each in shares]
+                logprobs["content"][0]["top_logprobs"] = top
             choice = _choice(delta, finish_reason, logprobs) | {"token_ids": [token]}
             await _event(send, _chunk([choice | ({"stop_reason": None} if last else {})]))
         usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": {"cached_tokens": 1}}

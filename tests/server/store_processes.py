@@ -66,3 +66,13 @@ def put_on_a_full_disk(url: str, result: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         store.ping()
         result.send(store.put("alice", constitution("After."))[0].version)
+
+
+def put_policies_until_killed(url: str, acknowledged: Connection) -> None:
+    """Write policy after policy, sending the version of each that the store has acknowledged."""
+    with Store.open(url) as store:
+        number = 0
+        while True:
+            number += 1
+            policy, _ = store.put_policy("alice", f'{{"n_max":{number}}}')
+            acknowledged.send(policy.version)

@@ -14,8 +14,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from server.self_evaluation_config import FILE
 from tests.server.running import RunningProxy, running_proxy
-from tests.server.sampling_upstream import MODEL, Reply, SamplingUpstream
+from tests.server.sampling_upstream import MODEL, NO, YES, Reply, SamplingUpstream
 
 CHAT: dict[str, Any] = {
     "model": MODEL,
@@ -95,6 +96,8 @@ async def test_the_best_candidate_is_answered_as_vllm_would_have_and_the_report_
         assert told["choices"] == [{"candidate": 1, "score": 0.9, "label_mass": 1.0, "tokens": 4, "complete": True}]
         assert (told["stop_reason"], told["scorer"], told["seed"]) == ("n_max", "self_evaluation", 7)
         assert answer.headers["x-preamble-sampling"].startswith("mode=best_of_n, drawn=3, pruned=0, generated=14")
+        assert "hint" not in told
+        assert told["restrained_by"] == []
 
 
 async def test_candidates_differ_in_seed_and_id_alone_and_share_salt_and_constitution(open_setting: Open) -> None:
@@ -260,6 +263,8 @@ async def test_commit_at_streams_the_best_so_far_while_it_is_still_generated(ope
         assert told["first_token_ms"] < told["took_ms"] * 0.7
         assert [request_id[-3:] for request_id in at.upstream.aborted] == [".c0"]
         assert "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1]) == "b" * 60
+        assert told["stop_reason"] == "commit_at"
+        assert await at.proxy.metric('preamble_resampling_decisions_total{reason="commit_at"}') == 1
 
 
 async def test_tool_calls_and_reasoning_are_put_together_from_their_pieces(open_setting: Open) -> None:
@@ -328,7 +333,7 @@ async def test_without_a_policy_nothing_is_sampled_and_no_header_is_added(open_s
         assert at.upstream.chats[-1]["model"] == "library/model:latest"
 
 
-async def test_the_policy_of_body_header_alias_and_server_win_in_this_order(open_setting: Open) -> None:
+async def test_the_policy_of_body_header_alias_user_and_server_win_in_this_order(open_setting: Open) -> None:
     settings = {"policy": "mode=best_of_n, n_max=2, checkpoints=[]".replace(", checkpoints=[]", "")}
     async with open_setting("one", settings=settings) as at:
 
@@ -342,11 +347,40 @@ async def test_the_policy_of_body_header_alias_and_server_win_in_this_order(open
 
         header = {"x-preamble-policy": "n_max=4"}
         assert await drawn(None) == 2
+        assert (await at.alice.put("/v1/policy", json={"n_max": 6})).status_code == 201
+        assert await drawn(None) == 6
         assert await drawn(None, model=f"{MODEL}:best-of-3") == 3
         assert at.upstream.chats[0]["model"] == MODEL
         assert await drawn(None, model=f"{MODEL}:best-of-3", headers=header) == 4
         assert await drawn({"n_max": 5}, model=f"{MODEL}:best-of-3", headers=header) == 5
         assert await drawn({"mode": "off"}) == 1
+        await at.alice.put("/v1/policy", json={"mode": "off"})
+        assert await drawn(None) == 1
+        assert await drawn({"n_max": 3, "mode": "best_of_n"}) == 3
+        await at.alice.delete("/v1/policy")
+        assert await drawn(None) == 2
+
+
+async def test_a_users_default_is_theirs_alone_and_holds_for_whoever_says_nothing(open_setting: Open) -> None:
+    async with open_setting("one", "two", "three", judge=prefers("three")) as at:
+        put = await at.proxy.admin.put("/v1/users/alice/policy", json=BEST_OF_3)
+        assert put.status_code == 201
+        sampled = await at.chat()
+        assert sampled.json()["preamble"]["candidates"]["drawn"] == 3
+        headers = await at.proxy.make_key("bob")
+        async with httpx.AsyncClient(base_url=at.proxy.url, headers=headers) as bob:
+            plain = await bob.post("/v1/chat/completions", json=CHAT)
+        assert plain.json()["id"] == "chatcmpl-plain"
+        assert "x-preamble-sampling" not in plain.headers
+        streamed = await at.stream(None)
+        assert streamed[-2]["preamble"]["candidates"]["drawn"] == 3
+
+
+async def test_a_users_default_that_does_not_go_with_a_request_is_named_in_the_400(open_setting: Open) -> None:
+    async with open_setting("one") as at:
+        await at.alice.put("/v1/policy", json={"commit_at": 9})
+        answer = await at.chat({"streaming": "whole"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "policy.commit_at")
 
 
 async def test_the_aliases_are_listed_beside_the_models(open_setting: Open) -> None:
@@ -409,6 +443,8 @@ async def test_an_upstream_that_is_busy_means_no_more_candidates(open_setting: O
         body = (await at.chat(ADAPTIVE)).json()
         assert body["choices"][0]["message"]["content"] == "poor"
         assert body["preamble"]["stop_reason"] == "engine_busy"
+        assert body["preamble"]["restrained_by"] == ["engine_busy"]
+        assert "The upstream refused more work" in body["preamble"]["hint"]
 
 
 async def test_where_every_candidate_is_refused_the_upstreams_own_words_are_relayed(open_setting: Open) -> None:
@@ -417,6 +453,25 @@ async def test_where_every_candidate_is_refused_the_upstreams_own_words_are_rela
             answer = await at.chat(BEST_OF_3, stream=stream)
             assert answer.status_code == 400
             assert answer.json() == {"error": {"message": "scripted refusal", "code": 400}}
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [(400, 1), (404, 1), (422, 1), (408, 2), (409, 2), (425, 2), (500, 2), (429, 1), (503, 1)],
+)
+async def test_a_request_that_is_refused_as_wrong_is_sent_once(open_setting: Open, status: int, sent: int) -> None:
+    async with open_setting(Reply("", status=status)) as at:
+        answer = await at.chat(ADAPTIVE)
+        assert (answer.status_code, len(at.upstream.chats)) == (status, sent)
+
+
+async def test_a_candidate_that_is_refused_as_wrong_does_not_fail_the_request_and_is_the_last_drawn(
+    open_setting: Open,
+) -> None:
+    async with open_setting("poor", Reply("", status=400)) as at:
+        body = (await at.chat(ADAPTIVE)).json()
+        assert body["choices"][0]["message"]["content"] == "poor"
+        assert (body["preamble"]["stop_reason"], len(at.upstream.chats)) == ("engine_failed", 2)
 
 
 async def test_a_committed_candidate_that_breaks_ends_the_stream_with_an_error(open_setting: Open) -> None:
@@ -434,10 +489,77 @@ async def test_scoring_that_fails_degrades_to_mean_log_probability_by_name(
     async with open_setting("one", "two", **trouble) as at:
         told = (await at.chat(BEST_OF_3)).json()["preamble"]
         assert told["scorer"] == "mean_log_probability"
+        assert told["hint"].startswith("The scorer self_evaluation failed (")
+        assert told["hint"].endswith("in its place: mean_log_probability. The operator's `preamble doctor` says more.")
+        assert told["restrained_by"] == []
         (degradation,) = told["degradations"]
         assert (degradation["failed"], degradation["instead"]) == ("self_evaluation", "mean_log_probability")
         name = 'preamble_sampling_degradations_total{instead="mean_log_probability",part="scorer"}'
         assert await at.proxy.metric(name) == 1
+
+
+IDS = {"format": 1, "suffix_ids": [3, 9, 10], "win_or_tie_ids": [NO], "loss_ids": [YES]}
+READ_OUT = {"read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
+
+
+async def test_a_question_in_token_ids_follows_every_response_whether_it_has_ended_or_not(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS))
+    policy = {"mode": "best_of_n", "n_max": 2, "checkpoints": [{"tokens": 2, "keep": 0.5}]}
+    async with open_setting(
+        Reply("one", gap_s=0.02), Reply("two", gap_s=0.02), settings={"self_evaluation": tmp_path}
+    ) as at:
+        for each in (policy, BEST_OF_3):
+            assert (await at.chat(each)).json()["preamble"]["scorer"] == "self_evaluation"
+        endings = {
+            "".join(map(chr, ids)).rpartition("\2assistant\n")[2] for s in at.upstream.scorings for ids in s["prompt"]
+        }
+        # No end of the turn but the suffix's own.
+        assert endings == {f"{said}\3\t\n" for said in ("on", "tw", "one", "two")}
+
+
+async def test_the_configuration_is_found_where_the_upstream_has_loaded_its_model_from(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS))
+    async with open_setting("one", "two", root=str(tmp_path)) as at:
+        await at.chat(BEST_OF_3)
+        assert at.upstream.scorings[0]["prompt"][0][-3:] == [3, 9, 10]
+
+
+async def test_the_read_out_judges_by_labels_that_come_with_the_tokens_and_asks_for_nothing(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    async with open_setting("one", "two", judge=prefers("two"), settings={"self_evaluation": tmp_path}) as at:
+        body = (await at.chat(BEST_OF_3 | {"scorer": "read_out"})).json()
+        assert body["choices"][0]["message"]["content"] == "two"
+        assert (body["preamble"]["scorer"], body["preamble"]["choices"][0]["score"]) == ("read_out", 0.9)
+        assert body["choices"][0]["logprobs"] is None
+        assert {tuple(chat["logprob_token_ids"]) for chat in at.upstream.chats} == {(NO, YES)}
+        assert at.upstream.scorings == []
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "own", "param"),
+    [
+        ({"scorer": "read_out"}, None, None, "preamble.scorer"),
+        (None, "scorer=read_out", None, "x-preamble-policy.scorer"),
+        ({"n_max": 2}, None, {"scorer": "read_out"}, "policy.scorer"),
+    ],
+)
+async def test_a_read_out_that_the_model_was_not_trained_for_is_a_400_that_names_field_and_remedy(
+    open_setting: Open, body: object, header: str | None, own: object, param: str
+) -> None:
+    async with open_setting("one") as at:
+        if own is not None:
+            assert (await at.alice.put("/v1/policy", json=own)).status_code == 201
+        headers = {} if header is None else {"x-preamble-policy": header}
+        answer = await at.alice.post("/v1/chat/completions", json=CHAT | {"preamble": body}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert "self_evaluation" in answer.json()["error"]["message"]
+        assert at.upstream.chats == []
 
 
 async def test_an_older_upstream_is_asked_through_generative_scoring(open_setting: Open) -> None:
@@ -456,7 +578,24 @@ async def test_a_deep_queue_leaves_one_candidate(open_setting: Open) -> None:
         await at.chat(BEST_OF_3)  # while it runs, the depth becomes known
         told = (await at.chat(BEST_OF_3)).json()["preamble"]
         assert (told["candidates"]["drawn"], told["stop_reason"]) == (1, "load")
+        assert told["restrained_by"] == ["load"]
+        assert "queue was deep, so 1 of 3 candidates" in told["hint"]
         assert await at.proxy.metric("preamble_upstream_waiting_requests") == 9
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="load"}') == 1
+
+
+async def test_load_is_told_and_counted_where_the_deadline_ended_the_run(open_setting: Open) -> None:
+    settings = {"load_low": 1, "load_high": 3, "load_poll_s": 0.05}
+    async with open_setting(Reply("x" * 500, gap_s=0.01), waiting=2, settings=settings) as at:
+        policy = BEST_OF_3 | {"deadline_ms": 300}
+        await at.chat(policy)
+        told = (await at.chat(policy)).json()["preamble"]
+        assert (told["candidates"]["drawn"], told["stop_reason"]) == (2, "deadline")
+        assert told["restrained_by"] == ["load"]
+        assert "2 of 3" in told["hint"]
+        streamed = (await at.stream(policy))[-2]["preamble"]
+        assert (streamed["restrained_by"], streamed["hint"]) == (["load"], told["hint"])
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="load"}') == 2
 
 
 async def test_the_ceilings_hold_over_concurrent_requests(open_setting: Open) -> None:
@@ -465,6 +604,10 @@ async def test_the_ceilings_hold_over_concurrent_requests(open_setting: Open) ->
         answers = await asyncio.gather(*(at.chat(BEST_OF_3) for _ in range(4)))
         assert [answer.status_code for answer in answers] == [200] * 4
         assert at.upstream.most_running <= 3
+        restrained = [answer.json()["preamble"] for answer in answers if answer.json()["preamble"]["restrained_by"]]
+        assert {each["stop_reason"] for each in restrained} == {"ceiling"}
+        assert all("ceiling on concurrent candidates left room for" in each["hint"] for each in restrained)
+        assert await at.proxy.metric('preamble_sampling_restrained_total{by="ceiling"}') == len(restrained) > 0
 
 
 async def test_a_budget_bounds_all_candidates_together_and_leaves_room_for_the_prompt(open_setting: Open) -> None:

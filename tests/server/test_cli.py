@@ -84,6 +84,9 @@ def test_the_version_is_printed(shell: Shell) -> None:
         ("constitution", "set"),
         ("constitution", "import"),
         ("constitution", "export"),
+        ("policy", "show"),
+        ("policy", "set"),
+        ("policy", "clear"),
     ],
 )
 def test_every_command_explains_itself(shell: Shell, command: Sequence[str]) -> None:
@@ -115,6 +118,17 @@ def test_a_wrong_setting_stops_the_start_with_its_name_and_the_remedy(
         "system_roll (from PREAMBLE_SYSTEM_ROLL)" in line and "did you mean system_role?" in line for line in lines
     )
     assert any("workers (from PREAMBLE_WORKERS): should be a valid integer" in line for line in lines)
+
+
+def test_a_wrong_self_evaluation_file_that_is_set_stops_the_start(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "preamble_self_evaluation.json"
+    file.write_text('{"format": 1, "question": "", "win_or_tie": "No", "loss": "Yes"}')
+    monkeypatch.setenv("PREAMBLE_SELF_EVALUATION", str(tmp_path))
+    result = shell.on_store("serve", "--upstream", "http://127.0.0.1:9", "--port", "0")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.replace("\n", "") == f"self_evaluation: {file}: question must be the text of the question."
 
 
 def test_options_are_checked_like_settings(shell: Shell) -> None:
@@ -286,6 +300,54 @@ def test_a_file_that_cannot_be_written_is_named(shell: Shell, tmp_path: Path) ->
     result = shell.on_store("constitution", "export", str(tmp_path / "no" / "such.json"))
     assert result.status == 1
     assert "Cannot write" in result.err
+
+
+# Policies
+
+
+def test_a_policy_that_was_set_is_shown_with_what_it_comes_to(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREAMBLE_POLICY", "threshold=0.7")
+    made = shell.on_store("policy", "set", "mode=adaptive, n_max=4", "--user", "alice")
+    assert made.status == 0
+    assert "@1 of alice holds now: mode=adaptive, n_max=4" in made.out
+    shown = shell.on_store("policy", "show", "--user", "alice").out
+    assert "  n_max = 4\n" in shown
+    assert "  threshold = 0.7\n" in shown
+    plain = shell.on_store("policy", "show", "--user", "alice", "--json").json
+    assert plain["said"] == {"mode": "adaptive", "n_max": 4}
+    assert (plain["effective"]["mode"], plain["effective"]["threshold"]) == ("adaptive", 0.7)
+    with shell.store() as store:
+        assert store.policy("alice").content == '{"mode":"adaptive","n_max":4}'
+
+
+def test_a_policy_may_be_json_and_the_same_again_is_no_change(shell: Shell) -> None:
+    fields = '{"checkpoints": [{"tokens": 8, "keep": 0.5}]}'
+    made = shell.on_store("policy", "set", fields, "--json").json
+    assert (made["user"], made["said"], made["changed"]) == ("default", json.loads(fields), True)
+    again = shell.on_store("policy", "set", fields, "--json").json
+    assert (again["changed"], again["version"]) == (False, 1)
+
+
+def test_a_policy_that_was_cleared_is_gone_and_the_remedy_is_named(shell: Shell) -> None:
+    shell.on_store("policy", "set", "mode=off")
+    assert shell.on_store("policy", "clear", "--json").json == {"user": "default", "deleted": True}
+    shown = shell.on_store("policy", "show")
+    assert (shown.status, shown.out) == (1, "")
+    assert "preamble policy set --user default" in shown.err
+    assert shell.on_store("policy", "clear").status == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [("n_max=0", "'n_max'"), ("nmax=3", "'nmax'"), ("selector=majority", "'selector'"), ("often", "'often'")],
+)
+def test_a_wrong_field_of_a_policy_is_named_and_nothing_is_stored(shell: Shell, fields: str, named: str) -> None:
+    refused = shell.on_store("policy", "set", fields)
+    assert (refused.status, refused.out) == (1, "")
+    assert named in refused.err
+    assert "Traceback" not in refused.err
+    with shell.store() as store:
+        assert store.policies() == ()
 
 
 # As a process

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from constitutions.constitution import Constitution, Principle
 from server.directory import MISS, ActiveConstitution, Directory
 from server.errors import BadRequest, NotFound, StoreUnavailable
 from server.generation import ChangeSignal
-from server.records import ApiKey, Changes, ConstitutionVersion
+from server.policy import PolicyFields, to_content
+from server.records import ApiKey, Changes, ConstitutionVersion, UserPolicy
 from server.store import Store
 
 
@@ -55,6 +57,14 @@ class WatchedStore:
         found = self.store.find_active(user)
         assert self.go_on.wait(10)
         return found
+
+    def find_policy(self, user: str) -> UserPolicy | None:
+        self._count("policy")
+        return self.store.find_policy(user)
+
+    def policies(self) -> tuple[UserPolicy, ...]:
+        self._count("policies")
+        return self.store.policies()
 
     def version(self, user: str, version: int) -> ConstitutionVersion:
         self._count("version")
@@ -408,3 +418,71 @@ async def test_what_names_no_version_is_a_bad_request(directory: Directory, tag:
     with pytest.raises(BadRequest) as refused:
         await directory.load_version("alice", tag)
     assert refused.value.param == "x-preamble-constitution"
+
+
+# Default policies
+
+
+async def test_the_policies_of_all_users_are_in_memory_from_the_first_refresh(
+    store: Store, source: WatchedStore
+) -> None:
+    store.put_policy("alice", to_content(PolicyFields(n_max=4)))
+    directory = Directory(source)
+    await directory.refresh()
+    reads = source.reads.total()
+    assert directory.policy("alice") == PolicyFields(n_max=4)
+    assert directory.policy("bob") is None
+    assert source.reads.total() == reads
+
+
+async def test_a_change_of_a_policy_is_seen_by_the_next_refresh_and_touches_nothing_else(
+    directory: Directory, store: Store, source: WatchedStore
+) -> None:
+    store.put("alice", BRIEF)
+    store.put_policy("bob", to_content(PolicyFields(n_max=2)))
+    await directory.refresh()
+    await directory.load("alice")
+    store.put_policy("alice", to_content(PolicyFields(n_max=4)))
+    store.delete_policy("bob")
+    assert not is_fresh(directory)
+    source.reads.clear()
+    await directory.refresh()
+    assert directory.policy("alice") == PolicyFields(n_max=4)
+    assert directory.policy("bob") is None
+    assert isinstance(directory.lookup("alice"), ActiveConstitution)
+    assert source.reads == {"changes": 1, "policy": 2}
+
+
+async def test_users_with_equal_policies_share_one_in_memory(directory: Directory, store: Store) -> None:
+    for user in ("alice", "bob"):
+        store.put_policy(user, to_content(PolicyFields(n_max=5)))
+    await directory.refresh()
+    assert directory.policy("alice") is directory.policy("bob")
+
+
+async def test_a_policy_that_cannot_be_read_any_more_fails_its_own_user_and_says_what_to_do(
+    directory: Directory, store: Store
+) -> None:
+    damaged, _ = store.put_policy("alice", '{"n_max": -1}')
+    store.put_policy("bob", to_content(PolicyFields(n_max=4)))
+    await directory.refresh()
+    with pytest.raises(StoreUnavailable, match=f"{damaged.tag} is damaged. PUT /v1/policy"):
+        directory.policy("alice")
+    assert directory.policy("bob") == PolicyFields(n_max=4)
+    store.put_policy("alice", to_content(PolicyFields(n_max=4)))
+    await directory.refresh()
+    assert directory.policy("alice") == PolicyFields(n_max=4)
+
+
+async def test_when_everything_may_be_stale_the_policies_are_read_anew(
+    directory: Directory, store: Store, tmp_path: Path
+) -> None:
+    store.put_policy("alice", to_content(PolicyFields(n_max=4)))
+    await directory.refresh()
+    with sqlite3.connect(tmp_path / "preamble.db") as connection:
+        connection.execute("DELETE FROM user_policies")
+        connection.execute("INSERT INTO changes VALUES (77, 'everything', '')")
+    connection.close()
+    store.signal.raise_to(77)
+    await directory.refresh()
+    assert directory.policy("alice") is None

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from adaptive.policy import Mode, ScorerName
 from server.checks import Check, Report, Status, failed, ok, warning
 from server.doctor import examine, print_report
-from server.doctor_local import check_keys, check_secret, check_store
+from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store
 from server.doctor_upstream import check_upstream
 from server.engine import engine_available
 from server.identity import load_or_create_secret
+from server.policy import PolicyFields
+from server.self_evaluation_config import FILE
 from server.settings import Settings, SettingsError
 from server.store import Store
 from tests.server import scripted_upstream as scripted
@@ -222,7 +225,82 @@ async def test_labels_of_several_tokens_are_a_warning() -> None:
     def pieces(payload: Any) -> tuple[int, Any]:
         return (200, {"tokens": [1, 2]}) if payload.get("prompt") == "Yes" else scripted.tokenize(payload)
 
-    assert_wrong((await checks_of(tokenize=pieces))["self-evaluation"], Status.WARNING, "not one token each")
+    assert_wrong(
+        (await checks_of(tokenize=pieces))["self-evaluation"],
+        Status.WARNING,
+        "the label 'Yes' is 2 tokens",
+        "/tokenize",
+    )
+
+
+def beside_the_model(directory: Path, value: object) -> Answers:
+    """Write a self-evaluation configuration into the directory; return a list of models that says so."""
+    (directory / FILE).write_text(json.dumps(value))
+    return fixed(200, {"data": [{"id": "tiny", "max_model_len": 8192, "root": str(directory)}]})
+
+
+IDS = {"format": 1, "suffix_ids": [7, 8], "win_or_tie_ids": [2], "loss_ids": [3]}
+
+
+async def test_the_configuration_beside_the_model_is_named_and_evaluated(tmp_path: Path) -> None:
+    read_out = {"read_out": {"win_or_tie_ids": [5], "loss_ids": [6]}}
+    check = (await checks_of(v1_models=beside_the_model(tmp_path, IDS | read_out)))["self-evaluation"]
+    assert check.status is Status.OK
+    assert f"By {tmp_path / FILE}: P(win or tie) 0.73" in check.message
+    assert "read-out's labels are known" in check.message
+
+
+async def test_each_of_several_models_is_evaluated_by_its_own(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS))
+    models = [{"id": "tiny", "root": None}, {"id": "own", "root": str(tmp_path)}]
+    checks = await checks_of(v1_models=fixed(200, {"data": models}))
+    assert "By the literal question" in checks["self-evaluation of tiny"].message
+    assert str(tmp_path) in checks["self-evaluation of own"].message
+
+
+async def test_a_wrong_file_beside_the_model_is_a_warning_and_one_that_is_set_fails(tmp_path: Path) -> None:
+    models = beside_the_model(tmp_path, IDS | {"format": 3})
+    found = (await checks_of(v1_models=models))["self-evaluation"]
+    assert_wrong(found, Status.WARNING, str(tmp_path), "format is 3", "literal question is in force")
+    settings = Settings.model_validate({"upstream": "http://up:1", "self_evaluation": tmp_path})
+    checks = await check_upstream(settings, ScriptedUpstream(scripted.working_routes()), nonce="n")
+    assert_wrong(checks[-1], Status.FAILED, str(tmp_path), "format is 3", "setting self_evaluation")
+    local = settings_in(tmp_path, self_evaluation=tmp_path)
+    assert_wrong(check_self_evaluation(local), Status.FAILED, "format is 3", "setting self_evaluation")
+    assert_wrong(check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))), Status.WARNING, "format is 3")
+
+
+def test_before_the_embedded_engine_runs_it_says_what_its_model_will_be_asked_by(tmp_path: Path) -> None:
+    assert "the literal question" in check_self_evaluation(settings_in(tmp_path)).message
+    beside_the_model(tmp_path, IDS)
+    assert str(tmp_path / FILE) in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))).message
+
+
+async def test_token_ids_that_vllm_refuses_are_a_warning_in_its_own_words(tmp_path: Path) -> None:
+    def refusing(payload: Any) -> tuple[int, Any]:
+        if payload["logprob_token_ids"] == [2, 3]:
+            return 400, {"error": {"message": "token_id(s) [2] contain out-of-vocab token ids"}}
+        return caching(96)(payload)
+
+    checks = await checks_of(v1_models=beside_the_model(tmp_path, IDS), v1_completions=refusing)
+    assert_wrong(checks["self-evaluation"], Status.WARNING, "out-of-vocab", "tokenizer")
+
+
+async def test_a_suffix_that_does_not_end_the_turn_is_a_warning(tmp_path: Path) -> None:
+    def closing(payload: Any) -> tuple[int, Any]:
+        status, value = scripted.tokenize(payload)
+        ended = "messages" in payload and not payload.get("continue_final_message")
+        return status, value | ({"tokens": [*value["tokens"], 2]} if ended else {})
+
+    checks = await checks_of(v1_models=beside_the_model(tmp_path, IDS), tokenize=closing)
+    assert_wrong(checks["self-evaluation"], Status.WARNING, "begins with token 7", "Begin suffix_ids", "with 2")
+
+
+async def test_a_default_policy_that_needs_a_read_out_which_nobody_gave_is_a_warning() -> None:
+    policy = PolicyFields(mode=Mode.ADAPTIVE, scorer=ScorerName.READ_OUT)
+    settings = Settings.model_validate({"upstream": "http://up:1", "policy": policy})
+    checks = await check_upstream(settings, ScriptedUpstream(scripted.working_routes()), nonce="n")
+    assert_wrong(checks[-1], Status.WARNING, "read_out", "setting policy")
 
 
 # The report

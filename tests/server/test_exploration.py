@@ -301,6 +301,7 @@ async def bare(
             profile=lambda: None,
             suspect=lambda: None,
             tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: None),
+            lacks_read_out=lambda _: True,
             ceiling=Ceiling(16, 16),
             shedding=LoadShedding(),
             load=LoadWatch(upstream, clock, period_s=1.0, publish=lambda _: None),
@@ -310,7 +311,7 @@ async def bare(
             explorations=explorations,
         )
         try:
-            yield Bare(scripted, explorations, ChatSampling(services, PolicyFields()), registry)
+            yield Bare(scripted, explorations, ChatSampling(services, PolicyFields(), lambda _: None), registry)
         finally:
             await upstream.aclose()
 

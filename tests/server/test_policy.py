@@ -7,14 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive.annealing import Annealing
-from adaptive.policy import Checkpoint, Mode, Policy, SelectorName
+from adaptive.policy import AtDeadline, Checkpoint, Mode, Policy, ScorerName, SelectorName
 from server.errors import BadRequest
-from server.policy import PolicyFields, build, read_alias, read_fields, resolve
+from server.policy import PolicyFields, build, from_content, read_alias, read_fields, resolve, to_content
 from server.sampling_plan import PassThrough, plan
 from server.settings import Settings, SettingsError, load_settings, load_settings_with_sources
 from server.settings_text import render_settings
@@ -76,6 +77,78 @@ def test_a_field_of_a_nearer_source_hides_the_farther_and_leaves_the_rest() -> N
         ("model", PolicyFields(mode=Mode.BEST_OF_N, n_max=3)),
     )
     assert (policy.mode, policy.n_max, policy.threshold, policy.token_budget) == (Mode.BEST_OF_N, 3, 0.5, None)
+
+
+# Fields of which any value goes with any other, so that only where each comes from matters.
+_FREE: dict[str, st.SearchStrategy[Any]] = {
+    "mode": st.sampled_from(Mode),
+    "n_max": st.integers(1, 64),
+    "threshold": st.floats(0, 1),
+    "batch_growth": st.floats(1.5, 16),
+    "annealing": st.fixed_dictionaries({}, optional={"start": st.floats(0, 2), "rate": st.floats(0, 1)}),
+    "checkpoints": st.just([]) | st.just([{"tokens": 8, "keep": 0.5}]),
+    "token_budget": st.none() | st.integers(1, 1000),
+    "deadline_ms": st.none() | st.integers(1, 1000),
+    "at_deadline": st.sampled_from(AtDeadline),
+    "scorer": st.sampled_from(ScorerName),
+    "selector": st.sampled_from([SelectorName.SELF_EVALUATION, SelectorName.FIRST]),
+    "commit_at": st.none() | st.integers(1, 1000),
+}
+_SAID = st.fixed_dictionaries({}, optional=_FREE)
+
+
+@given(_SAID, _SAID, st.sampled_from([None, "adaptive", "best-of-4"]), _SAID, _SAID)
+def test_for_every_field_the_first_source_that_says_it_wins(
+    body: dict[str, Any], header: dict[str, Any], alias: str | None, own: dict[str, Any], default: dict[str, Any]
+) -> None:
+    request: dict[str, Any] = {"model": "m" if alias is None else f"m:{alias}", "messages": [], "preamble": body}
+    server = PolicyFields.model_validate({"mode": Mode.OFF} | default)
+    policy = plan(request, orjson.dumps(header).decode(), server, ("m",), PolicyFields.model_validate(own)).policy
+    of_alias = {None: {}, "adaptive": {"mode": "adaptive"}, "best-of-4": {"mode": "best_of_n", "n_max": 4}}[alias]
+    sources = [PolicyFields.model_validate(each).said() for each in (body, header, of_alias, own)]
+    sources.append(server.said())
+    for name in PolicyFields.model_fields:
+        if name != "mode":
+            first = next(({name: each[name]} for each in sources if name in each), {})
+            assert getattr(policy, name) == getattr(build(first), name)
+    # A source that says something and no mode wants it used: where all after it are off, it means adaptive.
+    mode = server.said()["mode"]
+    for said in reversed(sources[:-1]):
+        mode = said.get("mode", Mode.ADAPTIVE if said and mode is Mode.OFF else mode)
+    assert policy.mode is mode
+
+
+def test_the_users_default_stands_between_the_request_and_the_servers_default() -> None:
+    best_of_3 = PolicyFields(mode=Mode.BEST_OF_N, n_max=3)
+    plain: dict[str, Any] = {"model": "m", "messages": []}
+    off = plan(dict(plain), None, best_of_3, ("m",), OFF)
+    assert off.reason is PassThrough.OFF
+    asked = plan(plain | {"preamble": {"mode": "adaptive"}}, None, best_of_3, ("m",), OFF)
+    assert (asked.reason, asked.policy.mode, asked.policy.n_max) == (None, Mode.ADAPTIVE, 3)
+    without_a_mode = plan(dict(plain), None, OFF, ("m",), PolicyFields(n_max=5))
+    assert (without_a_mode.policy.mode, without_a_mode.policy.n_max) == (Mode.ADAPTIVE, 5)
+
+
+def test_a_combination_that_the_users_default_makes_wrong_is_named_with_it() -> None:
+    request: dict[str, Any] = {"model": "m", "messages": [], "preamble": {"n_max": 2}}
+    with pytest.raises(BadRequest) as raised:
+        plan(request, None, OFF, ("m",), PolicyFields(selector=SelectorName.MAJORITY))
+    assert raised.value.param == "policy.selector"
+
+
+def test_a_combination_that_the_servers_default_makes_wrong_is_named_with_the_nearest_source() -> None:
+    majority = PolicyFields(mode=Mode.OFF, selector=SelectorName.MAJORITY, answer_regex="x")
+    with pytest.raises(BadRequest) as raised:
+        resolve(majority, ("preamble", PolicyFields()), ("policy", PolicyFields(answer_json_path="$.x")))
+    assert raised.value.param == "policy.selector"
+
+
+@given(_SAID)
+def test_what_the_store_keeps_is_what_was_said_and_nothing_else(said: dict[str, Any]) -> None:
+    fields = PolicyFields.model_validate(said)
+    kept = from_content(to_content(fields))
+    assert kept.said() == fields.said()
+    assert kept.said().keys() == said.keys()
 
 
 @pytest.mark.parametrize("name", ["m", "m:latest", "m:best-of-0", "m:best-of-", ":adaptive", "adaptive", None, 3])

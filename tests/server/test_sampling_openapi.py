@@ -14,10 +14,10 @@ def test_the_policy_is_a_schema_of_the_chat_route_with_every_reference_resolved(
     document = app.openapi()
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert chat["requestBody"]["content"]["application/json"]["schema"]["properties"]["preamble"] == {
-        "$ref": "#/components/schemas/Policy"
+        "$ref": "#/components/schemas/PolicyFields"
     }
     schemas = document["components"]["schemas"]
-    assert list(schemas["Policy"]["properties"]) == list(PolicyFields.model_fields)
+    assert list(schemas["PolicyFields"]["properties"]) == list(PolicyFields.model_fields)
     assert "x-preamble-policy" in [parameter["name"] for parameter in chat["parameters"]]
     text = str(document)
     for name in {part.split("'")[0] for part in text.split("'#/components/schemas/")[1:]}:

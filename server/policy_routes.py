@@ -1,0 +1,121 @@
+"""REST routes of default policies: `/v1/policy` for the caller's own, `/v1/users/{user}/policy` for admins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from server import policy_wire
+from server.bodies import content_type, json_object, read_body
+from server.caller_headers import IdentifyCaller, caller_of, caller_parameters
+from server.errors import NotFound
+from server.names import check_user
+from server.policy import PolicyFields, read_fields, resolve, to_content
+from server.records import UserPolicy
+from server.store import Store
+
+# All of them are in every worker's memory.
+_MAX_BYTES: Final = 16 * 1024
+
+IfMatch = Annotated[str | None, Header(description="The ETag of the policy that the change builds on; `*` for any.")]
+
+
+def build_router(*, store: Store, identify: IdentifyCaller, default: PolicyFields) -> APIRouter:
+    """Return the routes. `identify` tells who is calling; `default` is the server's policy."""
+    endpoints = _Endpoints(store, identify, default)
+    router = APIRouter(tags=["Policies"], dependencies=caller_parameters())
+    endpoints.add_to(router, "/v1/policy")
+    endpoints.add_to(router, "/v1/users/{user}/policy", Depends(_user_parameter))
+    return router
+
+
+def _user_parameter(
+    user: Annotated[str, Path(description="Whose policy; another user's only with an admin key.")],
+) -> None:
+    """Describe the path parameter, which `_Endpoints` reads from the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoints:
+    """The endpoints, the same under both prefixes."""
+
+    store: Store
+    identify: IdentifyCaller
+    default: PolicyFields
+
+    def add_to(self, router: APIRouter, prefix: str, *dependencies: Any) -> None:
+        """Register the endpoints under `prefix`."""
+        for method, endpoint, description in (
+            ("PUT", self.put, policy_wire.PUT),
+            ("GET", self.get, policy_wire.GET),
+            ("DELETE", self.delete, policy_wire.DELETE),
+        ):
+            router.add_api_route(
+                prefix, endpoint, methods=[method], dependencies=dependencies, response_class=Response, **description
+            )
+
+    async def put(
+        self,
+        request: Request,
+        if_match: IfMatch = None,
+        if_none_match: Annotated[str | None, Header(description="`*`: only if there is none yet.")] = None,
+    ) -> Response:
+        """Make the body the user's default policy.
+
+        Only the fields that are given are kept: the others stay the server's to say, and a request's own fields go
+        before. Without a `mode` it means `adaptive` where the server's default is off. What GET gives is taken too.
+        """
+        user = await self._user(request)
+        fields = self._fields(content_type(request), await read_body(request, _MAX_BYTES))
+        policy, changed = await run_in_threadpool(
+            self.store.put_policy, user, to_content(fields), if_match=if_match, if_none_match=if_none_match
+        )
+        return self._answer(policy, status=201 if changed and policy.version == 1 else 200)
+
+    async def get(self, request: Request) -> Response:
+        """Return the user's default policy: what was said, and what it comes to with the server's default after it."""
+        user = await self._user(request)
+        return self._answer(await run_in_threadpool(self.store.policy, user))
+
+    async def delete(self, request: Request, if_match: IfMatch = None) -> Response:
+        """Delete the user's default policy: the server's holds again."""
+        user = await self._user(request)
+        await run_in_threadpool(self.store.delete_policy, user, if_match=if_match)
+        return Response(status_code=204)
+
+    def _fields(self, media_type: str, body: bytes) -> PolicyFields:
+        """Return the fields in a body, each right and all going together. Raises `BadRequest` naming the wrong one."""
+        value: Any = json_object(media_type, body)
+        inside = ""
+        if value.get("object") == policy_wire.OBJECT:  # an answer of ours, edited
+            value, inside = value.get(policy_wire.SAID), policy_wire.SAID
+        fields = read_fields(value, inside)
+        resolve(self.default, (inside, fields))
+        return fields
+
+    async def _user(self, request: Request) -> str:
+        """Return whose policy the request is about, if the caller may see it; else raise `NotFound`."""
+        identity = await caller_of(request, self.identify)
+        user: str | None = request.path_params.get("user")
+        if user is None:
+            return identity.user
+        if not identity.may_act_for(user):
+            # The same for users that exist and for those that do not.
+            raise NotFound(
+                "There is no policy of this user that you may see. Use an admin key, or /v1/policy for your own.",
+                code="policy_not_found",
+            )
+        return check_user(user, "user")
+
+    def _answer(self, policy: UserPolicy, *, status: int = 200) -> Response:
+        headers = {
+            "etag": policy.etag,
+            "cache-control": "private, no-cache",
+            "vary": "authorization, x-api-key, x-preamble-user",
+        }
+        content = orjson.dumps(policy_wire.to_plain(policy, self.default))
+        return Response(content, status_code=status, media_type="application/json", headers=headers)
