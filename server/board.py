@@ -138,8 +138,8 @@ _SAVINGS: Final = Row(
         ),
         Panel(
             "Engine-seconds",
-            "The same in seconds of the engine's work, summed over the candidates and scoring calls that it does at "
-            "once. Bad: spent above full.",
+            "The same in seconds that candidates and scoring calls were in the engine. What a second costs depends on "
+            "how many share it, so compare times of like load only. Bad: spent above full.",
             Kind.LINES,
             Unit.ENGINE_SECONDS_PER_S,
             (
@@ -220,8 +220,9 @@ _TOKENS: Final = Row(
     (
         Panel(
             "Tokens by fate",
-            "Generated tokens by what became of their candidate, and those that scoring took. Only returned ones "
-            "reach a client. Bad: much finished (not chosen: prune earlier or draw less), aborted or failed.",
+            "Generated tokens by what became of their candidate; those that scoring took; and exploration, the price "
+            "of measuring. Only returned ones reach a client. Bad: much finished (not chosen: prune earlier or draw "
+            "less), aborted or failed.",
             Kind.STACKED,
             Unit.TOKENS_PER_S,
             (Query(rate("preamble_candidate_tokens_total", "fate"), "{{fate}}"),),
@@ -323,29 +324,18 @@ _LATENCY: Final = Row(
             _quantiles("preamble_added_latency_seconds", 0.5, 0.95),
         ),
         Panel(
-            "Time to first token",
-            "Streamed chats, from the request to the first byte of the answer, which for a sampled one is a "
-            "keep-alive; and the engine's own. Bad: the proxy's far above the engine's.",
+            "Time to first token, of sampled streams",
+            "From the first draw to the first token, beside what plain best-of-N would have needed for the same "
+            "streams, which is estimated, rather too low; and vLLM's own, of every request. Bad: above plain "
+            "best-of-N; commit_at bounds it.",
             Kind.LINES,
             Unit.SECONDS,
             (
-                Query(
-                    quantile(
-                        0.5,
-                        "preamble_time_to_first_token_seconds",
-                        where=f'{PROXIES}, route="chat_completions"',
-                    ),
-                    "streamed chats, p50",
-                ),
-                Query(
-                    quantile(
-                        0.95,
-                        "preamble_time_to_first_token_seconds",
-                        where=f'{PROXIES}, route="chat_completions"',
-                    ),
-                    "streamed chats, p95",
-                ),
-                Query(quantile(0.95, "vllm:time_to_first_token_seconds", where=ENGINES), "vLLM, p95"),
+                Query(quantile(0.5, "preamble_sampled_time_to_first_token_seconds"), "sampled, p50"),
+                Query(quantile(0.95, "preamble_sampled_time_to_first_token_seconds"), "sampled, p95"),
+                Query(quantile(0.5, "preamble_best_of_n_time_to_first_token_seconds"), "plain best-of-N, p50"),
+                Query(quantile(0.95, "preamble_best_of_n_time_to_first_token_seconds"), "plain best-of-N, p95"),
+                Query(quantile(0.5, "vllm:time_to_first_token_seconds", where=ENGINES), "vLLM, p50"),
             ),
         ),
         Panel(

@@ -124,9 +124,9 @@ class Board:
             yield from row.panels
 
 
-def seconds(number: float) -> str:
-    """Return a PromQL duration. Milliseconds are its finest unit."""
-    return f"{round(number * 1000)}ms"
+def duration(seconds: float) -> str:
+    """Return that many seconds as PromQL writes a duration. Milliseconds are its finest unit."""
+    return f"{round(seconds * 1000)}ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Window:
 
     def filled_in(self, expression: str, chosen: Mapping[str, str]) -> str:
         """Return the expression without variables. chosen: a regular expression per variable of the board."""
-        values = {"__rate_interval": seconds(self.rate_interval_s), "__range": seconds(self.range_s), **chosen}
+        values = {"__rate_interval": duration(self.rate_interval_s), "__range": duration(self.range_s), **chosen}
         for name, value in values.items():
             expression = expression.replace(f"${name}", value)
         return expression
