@@ -144,7 +144,7 @@ def _moment(text: str, option: str) -> float:
         return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError) as error:
         raise typer.BadParameter(
-            f"{text!r} is no time. Write 2026-05-04T14:00 (local time; with Z or +02:00 that of a zone) or Unix seconds.",
+            f"{text!r} is no time. Write 2026-05-04T14:00 (local time, or end it with Z or +02:00) or Unix seconds.",
             param_hint=option,
         ) from error
 
