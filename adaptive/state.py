@@ -85,7 +85,14 @@ class RunState:
     def finalists(self) -> list[Finalist]:
         """Return the candidates that may be returned now: ended, or cut by the end of the run. Not the pruned."""
         return [
-            Finalist(each.index, each.text, self.score(each), each.complete, each.token_count)
+            Finalist(
+                each.index,
+                each.text,
+                self.score(each),
+                each.complete,
+                each.token_count,
+                tuple(step.payload for step in each.steps if step.payload is not None),
+            )
             for each in self.candidates
             if each.fate in {Fate.FINISHED, Fate.ABORTED}
         ]

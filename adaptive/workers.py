@@ -123,6 +123,11 @@ class Workers:
         """Report `DeadlinePassed` after that time."""
         self._alarm = self._group.create_task(self._ring(seconds))
 
+    @property
+    def late(self) -> bool:
+        """The deadline has passed."""
+        return self._alarm is not None and self._alarm.done()
+
     async def rank(self, selector: Selector, finalists: Sequence[Finalist], *, late: bool) -> Ranking:
         """Return the selector's ranking. Raises `SelectionFailed`; also when the deadline passes first.
 

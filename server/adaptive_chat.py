@@ -29,6 +29,7 @@ from adaptive.stream import streamed
 from server.chat_answer import Wanted, completion, head_of, usage_of, whole_choice
 from server.chat_stream import ChatStream
 from server.errors import PreambleError, UpstreamBroken, UpstreamError, UpstreamUnavailable
+from server.exploration import Answered, Explorations
 from server.load_watch import LoadWatch
 from server.policy import BODY_FIELD, LISTED_ALIASES, PolicyFields
 from server.probe import Scoring, UpstreamProfile
@@ -70,6 +71,7 @@ class Services:
     traces: TraceWriter
     metrics: SamplingMetrics
     keep_alive_s: float
+    explorations: Explorations
 
 
 class ChatSampling:
@@ -168,17 +170,20 @@ class ChatRun:
         finally:
             trace = run.trace()
             self.took_s = trace.took_s
-            self._services.metrics.count(trace, outcome)
+            self._services.metrics.count(trace, outcome, chat.first_token_s)
         plain = outcome.trace.to_plain(with_text=True) | {"id": self._id, "prompt_tokens": len(self._engine.prompt)}
         await self._services.traces.keep(self._id, self._user, plain)
         told = report(outcome, chat.first_token_s)
         if self._stream:
             await chat.finish(outcome, told, self._usage_of(outcome))
-            return
-        body = orjson.dumps(self._completion(outcome, told))
-        length = (b"content-length", b"%d" % len(body))
-        await out.begin(200, ((b"content-type", b"application/json"), length, (HEADER, header_value(told))))
-        await out.end(body)
+        else:
+            body = orjson.dumps(self._completion(outcome, told))
+            length = (b"content-length", b"%d" % len(body))
+            await out.begin(200, ((b"content-type", b"application/json"), length, (HEADER, header_value(told))))
+            await out.end(body)
+        self._services.explorations.offer(
+            Answered(self._id, self._user, run.request, outcome, self._engine, self._scorer, plain)
+        )
 
     async def _run(self) -> BestOfN:
         services, policy = self._services, self._plan.policy
@@ -206,22 +211,26 @@ class ChatRun:
 
     async def _scorers(self) -> tuple[Scorer, ...]:
         """Return the policy's scorer, and the one that takes over when it fails."""
-        last = MeanLogProbabilityScorer()
+        first, last = await self._scorer(self._engine), MeanLogProbabilityScorer()
+        return (last,) if first.name == last.name else (first, last)
+
+    async def _scorer(self, engine: VllmEngine) -> Scorer:
+        """Return the policy's scorer on that engine."""
         match self._plan.policy.scorer:
             case ScorerName.SELF_EVALUATION:
-                return ChatSelfEvaluation(self._engine, self._services.tokens), last
+                return ChatSelfEvaluation(engine, self._services.tokens)
             case ScorerName.READ_OUT:
                 try:
-                    question = await self._services.tokens.of(self._engine.request.model)
+                    question = await self._services.tokens.of(engine.request.model)
                 except ScoringFailed as error:
                     raise UpstreamBroken(
                         f"The read-out's labels are not known: {error}. Use another scorer."
                     ) from error
-                return ReadOutScorer(question.labels), last
+                return ReadOutScorer(question.labels)
             case ScorerName.GROUP_CONFIDENCE:
-                return GroupConfidenceScorer(), last
+                return GroupConfidenceScorer()
             case ScorerName.MEAN_LOG_PROBABILITY:
-                return (last,)
+                return MeanLogProbabilityScorer()
 
     def _selector(self) -> Selector:
         policy = self._plan.policy

@@ -47,7 +47,10 @@ class ChatStream:
                     shown = streamed_choice(payload, choice, self._wanted)
                     if shown is not None:
                         await self._pass_on(shown)
-                case Outcome():
+                case Outcome(choices=(first, *_)):
+                    # One that was settled on before it said anything: its first token came when it was generated.
+                    if self.first_token_s is not None and first.first_token_s is not None:
+                        self.first_token_s = max(self.first_token_s, first.first_token_s)
                     return event
         raise AssertionError("a run ends with its outcome or with an error")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from adaptive.clock import LoopClock
 from adaptive.limits import Ceiling, LoadShedding
 from server.adaptive_chat import ChatSampling, Services
+from server.exploration import Explorations
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
 from server.self_evaluation_tokens import SelfEvaluationTokens
@@ -25,23 +28,48 @@ def load_watch(settings: Settings, upstream: UpstreamClient, metrics: Metrics) -
     return LoadWatch(upstream, LoopClock(), period_s=settings.load_poll_s, publish=publish)
 
 
+def chat_explorations(
+    settings: Settings, load: LoadWatch, metrics: Metrics, *, chance: Callable[[], float]
+) -> Explorations:
+    """Return the explorations, which have to be run. chance: numbers from 0 to 1, by which requests are chosen."""
+    most = max(1, settings.exploration_candidates)  # without a share none is ever begun
+    shedding = LoadShedding(settings.load_low, settings.load_high)
+    return Explorations(
+        share=settings.exploration_share,
+        most=settings.max_explorations,
+        chance=chance,
+        ceiling=Ceiling(most, most),
+        calm=lambda candidates: shedding.allowed(candidates, load.waiting()) == candidates,
+        clock=LoopClock(),
+        traces=TraceWriter(trace_files(settings)),
+        metrics=metrics.sampling,
+    )
+
+
 def chat_sampling(
-    settings: Settings, upstream: UpstreamClient, watch: UpstreamWatch, load: LoadWatch, metrics: Metrics
+    settings: Settings,
+    upstream: UpstreamClient,
+    watch: UpstreamWatch,
+    load: LoadWatch,
+    metrics: Metrics,
+    explorations: Explorations,
 ) -> ChatSampling:
     """Return the sampling of chat completions. The ceilings are shared out among the workers, so that they hold."""
+    ceiling = Ceiling(
+        settings.worker_candidates - settings.exploration_candidates,
+        max(1, settings.max_candidates_per_user // settings.workers),
+    )
     services = Services(
         upstream=upstream,
         profile=lambda: watch.profile,
         suspect=watch.suspect,
         tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile),
-        ceiling=Ceiling(
-            max(1, settings.max_candidates // settings.workers),
-            max(1, settings.max_candidates_per_user // settings.workers),
-        ),
+        ceiling=ceiling,
         shedding=LoadShedding(settings.load_low, settings.load_high),
         load=load,
         traces=TraceWriter(trace_files(settings)),
         metrics=metrics.sampling,
         keep_alive_s=settings.keep_alive_s,
+        explorations=explorations,
     )
     return ChatSampling(services, settings.policy)

@@ -28,6 +28,8 @@ from server.policy import PolicyFields, build
 PREFIX = "PREAMBLE_"
 MASK = "**********"
 _SECRET_CHARS = 16
+_EXPLORATIONS_ONE_IN = 4  # of a worker's concurrent candidates
+_FEWEST_TO_EXPLORE = 2  # the smallest best-of-N
 
 # user:password@ in a URL, and the value after an engine argument that carries a secret.
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@]*(?=@)")
@@ -92,6 +94,10 @@ class Settings(BaseModel):
     )
     max_candidates: int = Field(256, ge=1, description="Most concurrent candidates, shared out among the workers.")
     max_candidates_per_user: int = Field(64, ge=1, description="The same for any one user.")
+    exploration_share: float = Field(
+        0.0, ge=0, le=1, description="Share of sampled requests for which full best-of-N is run afterwards, to measure."
+    )
+    max_explorations: int = Field(1, ge=1, description="Most of these runs at once, per worker.")
     load_low: int = Field(
         2, ge=0, description="Up to this many requests waiting upstream a policy is followed in full."
     )
@@ -170,6 +176,16 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _explorations_have_room(self) -> Self:
+        if self.exploration_share and self.exploration_candidates < _FEWEST_TO_EXPLORE:
+            least = _FEWEST_TO_EXPLORE * _EXPLORATIONS_ONE_IN * self.workers
+            raise ValueError(
+                f"max_candidates: is {self.max_candidates}; explorations get one in {_EXPLORATIONS_ONE_IN} of each "
+                f"worker's part, so give at least {least}, or set exploration_share to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_open_proxy(self) -> Self:
         if self.auth == "off" and not self.loopback_only:
             raise ValueError(
@@ -192,6 +208,16 @@ class Settings(BaseModel):
     def auth_required(self) -> bool:
         """True when a request without a valid API key is refused."""
         return self.auth == "required" or (self.auth == "auto" and not self.loopback_only)
+
+    @property
+    def worker_candidates(self) -> int:
+        """Most concurrent candidates of one worker, explorations included."""
+        return max(1, self.max_candidates // self.workers)
+
+    @property
+    def exploration_candidates(self) -> int:
+        """How many of these are set aside for explorations, so that no client ever waits for one."""
+        return self.worker_candidates // _EXPLORATIONS_ONE_IN if self.exploration_share else 0
 
     @property
     def store_url(self) -> str:

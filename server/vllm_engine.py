@@ -29,6 +29,8 @@ _OK: Final = 200
 _BUSY: Final = frozenset({429, 503})
 _DONE: Final = b"[DONE]"
 _NEVER: Final = -math.inf
+# What a score has in common with its candidate: it is scheduled like it, and reads the same cache.
+_OF_SCORES: Final = ("model", "cache_salt", "priority")
 
 
 class Answer(Protocol):
@@ -238,7 +240,7 @@ class VllmEngine:
 
     async def _ask(self, path: str, question: dict[str, Any]) -> Any:
         self._score_calls += 1
-        common = {name: self.request.body[name] for name in ("model", "cache_salt") if name in self.request.body}
+        common = {name: self.request.body[name] for name in _OF_SCORES if name in self.request.body}
         headers = self._headers(f"s{self._score_calls}")
         try:
             response = await self.upstream.request("POST", path, headers=headers, body=orjson.dumps(common | question))

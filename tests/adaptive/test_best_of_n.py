@@ -515,9 +515,27 @@ def test_a_reward_model_picks_without_buying_final_scores() -> None:
 
 
 def test_a_failing_reward_model_gives_way_to_the_scores_and_is_named() -> None:
-    played = play(make_engine([script(c, 3) for c in range(4)]), BEST_OF_4, selector=RewardModel(Rewards(None)))
-    assert (played.returned, played.outcome.selector) == (0, "self_evaluation")
-    assert played.outcome.degradations[0].cause == "reward model is away"
+    engine = make_engine([script(c, 3) for c in range(4)], constant(0.1, 0.4, 0.9, 0.2))
+    played = play(engine, BEST_OF_4, selector=RewardModel(Rewards(None)))
+    assert (played.returned, played.outcome.selector) == (2, "self_evaluation")
+    assert [(each.part, each.cause) for each in played.outcome.degradations] == [("selector", "reward model is away")]
+    assert [len(call) for call in engine.scored] == [4]
+
+
+def test_where_reward_model_and_scorer_fail_the_next_scorer_judges() -> None:
+    failures = [EngineFailed("no room")]
+    scripts = [reply(tokens_of(c, 3), logprob=logprob) for c, logprob in enumerate((-2.0, -0.1, -1.0, -3.0))]
+    engine = make_engine(scripts, scoring_failures=failures)
+    played = play(engine, BEST_OF_4, selector=RewardModel(Rewards(None)))
+    assert (played.returned, played.outcome.scorer) == (1, "mean_log_probability")
+    assert [each.part for each in played.outcome.degradations] == ["selector", "scorer"]
+
+
+def test_scores_that_a_failed_reward_model_makes_needed_do_not_outlast_the_deadline() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(), deadline_ms=5000)
+    engine = make_engine([script(c, 3) for c in range(2)], constant(0.1, 0.9), score_s=60.0)
+    played = play(engine, policy, selector=RewardModel(Rewards(None, takes_s=1.0)))
+    assert (played.took_s, played.returned) == (5.0, 0)
 
 
 @pytest.mark.parametrize("deadline_s", [1.5, 4.0])
@@ -529,6 +547,7 @@ def test_a_reward_model_does_not_outlast_the_deadline(deadline_s: float) -> None
     assert played.took_s == deadline_s
     assert rewards.asked is (deadline_s == 4.0)
     assert "deadline" in played.outcome.degradations[0].cause
+    assert engine.scored == []
 
 
 def test_the_first_selector_neither_scores_nor_prefers() -> None:
