@@ -187,6 +187,7 @@ def _heatmap(panel: Panel) -> heatmap.Panel:
         .color(scale.exponent(0.5).fill("dark-blue").scale(heat.HeatmapColorScale.EXPONENTIAL))
         .rows_frame(heatmap.RowsHeatmapOptions().layout(looks.HeatmapCellLayout.LE))
         .y_axis(heatmap.YAxisConfig().unit(UNITS[panel.unit]))
+        .scale_distribution(common.ScaleDistributionConfig().type(looks.ScaleDistribution.LINEAR))
         .cell_gap(1)
         .show_legend()
     )
