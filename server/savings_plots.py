@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import PowerNorm
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
 from matplotlib.figure import Figure as Canvas
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -43,16 +43,21 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.color": _MUTED,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.h_pad": 0.07,
     "svg.hashsalt": "preamble",
 }
 _PAGE_INCHES: Final = 16.0
+_LEFT: Final = 0.0085
 _HEADER_INCHES: Final = 0.9
 _CARDS_INCHES: Final = 1.75
 _PLOTS_INCHES: Final = 3.1
 _DPI: Final = 110
 _MOST_IN_A_LEGEND: Final = 9
 _FEW_POINTS: Final = 60
-_LEGEND_CHARACTERS: Final = 15.0
+_LEGEND_CHARACTERS: Final = 15.0  # to the inch
+_TEN_MINUTES_S: Final = 600.0
+_DAY_S: Final = 86400.0
 
 
 def write_png(report: SavingsReport, path: Path) -> None:
@@ -63,8 +68,8 @@ def write_png(report: SavingsReport, path: Path) -> None:
         FigureCanvasAgg(canvas)
         parts: Any = canvas.subfigures(1 + len(heights), 1, height_ratios=[_HEADER_INCHES, *heights])
         header = parts[0]
-        header.text(0.008, 0.62, report.board.title, fontsize=19, fontweight="bold", va="center")
-        header.text(0.008, 0.2, f"{span(report.start, report.end)}   {report.prometheus}", color=_MUTED, va="center")
+        header.text(_LEFT, 0.62, report.board.title, fontsize=19, fontweight="bold", va="center")
+        header.text(_LEFT, 0.2, f"{span(report.start, report.end)}   {report.prometheus}", color=_MUTED, va="center")
         for row, part in zip(report.rows, parts[1:], strict=True):
             _draw_row(part, row, report)
         canvas.savefig(path, facecolor="white")
@@ -86,7 +91,7 @@ def _has_figures(row: AnsweredRow) -> bool:
 
 
 def _draw_row(part: Any, row: AnsweredRow, report: SavingsReport) -> None:
-    part.suptitle(row.row.title, x=0.008, ha="left", fontsize=11.5, fontweight="bold", color=_MUTED)
+    part.suptitle(row.row.title, x=_LEFT, ha="left", fontsize=11.5, fontweight="bold", color=_MUTED)
     places = part.subfigures(1, len(row.panels), squeeze=False)[0]
     for place, answered in zip(places, row.panels, strict=True):
         if answered.panel.kind is Kind.FIGURE:
@@ -125,9 +130,8 @@ def _draw_plot(place: FigureBase, answered: AnsweredPanel, report: SavingsReport
         axes.grid(visible=False)
         _remark(axes, "no data in this range")
         return
-    locator = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=_zone()))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(AutoDateLocator(tz=_zone(), minticks=3, maxticks=6))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(DateFormatter(_clock(report.end - report.start), tz=_zone()))  # type: ignore[no-untyped-call]
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(_ticks(answered.panel.unit)))
     _DRAWN[answered.panel.kind](place, axes, answered, report.window.step_s)
@@ -261,6 +265,12 @@ def _cycled(colors: Sequence[str]) -> Iterator[str]:
 
 def _ticks(unit: Unit) -> Callable[[float, int | None], str]:
     return lambda value, _: axis_number(value, unit)
+
+
+def _clock(span_s: float) -> str:
+    if span_s < _TEN_MINUTES_S:
+        return "%H:%M:%S"
+    return "%H:%M" if span_s <= _DAY_S else "%m-%d %H:%M" if span_s < 3 * _DAY_S else "%m-%d"
 
 
 def _zone() -> Any:

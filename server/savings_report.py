@@ -131,7 +131,7 @@ def histogram_cells(
 ) -> tuple[tuple[float, ...], tuple[str, ...], tuple[tuple[float, ...], ...]]:
     """Return a heatmap's times, its buckets' upper bounds (ascending) and its counts, (buckets, times), none negative.
 
-    Prometheus' buckets are cumulative; these are not.
+    Prometheus' buckets are cumulative; these are not. The last one, without a bound, is left out where it is empty.
     """
     found = sorted(answered.answers[0].series, key=lambda series: float(series.labels["le"]))
     times = tuple(sorted({time for series in found for time, _ in series.points}))
@@ -142,7 +142,11 @@ def histogram_cells(
         cumulative = [at.get(time, 0.0) for time in times]
         counts.append(tuple(max(0.0, here - less) for here, less in zip(cumulative, below, strict=True)))
         below = cumulative
-    return times, tuple(series.labels["le"] for series in found), tuple(counts)
+    bounds = [series.labels["le"] for series in found]
+    if bounds and bounds[-1] == "+Inf" and not any(counts[-1]):
+        bounds.pop()
+        counts.pop()
+    return times, tuple(bounds), tuple(counts)
 
 
 def as_plain(report: SavingsReport) -> dict[str, Any]:
