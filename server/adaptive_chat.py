@@ -24,7 +24,7 @@ from adaptive.policy import Mode, ScorerName, SelectorName
 from adaptive.run import Outcome, Request
 from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer, ScoringFailed
 from adaptive.seeds import SEED_BITS
-from adaptive.selection import First, HighestScore, Majority, Selector
+from adaptive.selection import First, HighestScore, Majority, RewardModel, Selector
 from adaptive.stream import streamed
 from server.chat_answer import Wanted, completion, head_of, usage_of, whole_choice
 from server.chat_stream import ChatStream
@@ -34,6 +34,7 @@ from server.load_watch import LoadWatch
 from server.policy import BODY_FIELD, LISTED_ALIASES, PolicyFields
 from server.probe import Scoring, UpstreamProfile
 from server.proxy import DROPPED_RESPONSE_HEADERS, Body
+from server.reward import Conversation, RewardUpstream
 from server.sampling_metrics import SamplingMetrics
 from server.sampling_plan import PassThrough, Plan, plan
 from server.sampling_report import HEADER, Out, header_value, report
@@ -72,6 +73,7 @@ class Services:
     metrics: SamplingMetrics
     keep_alive_s: float
     explorations: Explorations
+    reward: RewardUpstream | None = None
 
 
 class ChatSampling:
@@ -97,7 +99,13 @@ class ChatSampling:
         profile = self._services.profile()
         served = () if profile is None else profile.model_names
         asked = header is not None or body.get(BODY_FIELD) is not None
-        planned = plan(body, None if header is None else header.decode("latin-1"), self._default, served)
+        planned = plan(
+            body,
+            None if header is None else header.decode("latin-1"),
+            self._default,
+            served,
+            reward_model=self._services.reward is not None,
+        )
         if planned.reason is not None:
             if planned.reason is PassThrough.OFF and not asked and not self._always:
                 return None  # a model that has a colon in its name
@@ -239,6 +247,11 @@ class ChatRun:
                 return Majority(policy.answer_of())
             case SelectorName.FIRST:
                 return First()
+            case SelectorName.REWARD_MODEL if self._services.reward is not None:
+                request = self._engine.request
+                salt = request.body.get("cache_salt")
+                told = Conversation(request.body["messages"], request.upstream_id, salt)
+                return RewardModel(self._services.reward.of(told))
             case _:
                 return HighestScore()
 

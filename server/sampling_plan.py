@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from adaptive.policy import MAX_CANDIDATES, Mode, Policy
+from adaptive.policy import MAX_CANDIDATES, Mode, Policy, SelectorName
 from adaptive.policy import PassThrough as CoreReason
+from server.errors import BadRequest
 from server.policy import BODY_FIELD, HEADER, PolicyFields, read_alias, read_fields, resolve
 
 # vLLM takes a temperature below this for greedy (`_SAMPLING_EPS` in vllm/sampling_params.py).
@@ -45,10 +46,18 @@ class Plan:
     seed: int | None = None
 
 
-def plan(body: dict[str, Any], header: str | None, default: PolicyFields, served: tuple[str, ...]) -> Plan:
+def plan(
+    body: dict[str, Any],
+    header: str | None,
+    default: PolicyFields,
+    served: tuple[str, ...],
+    *,
+    reward_model: bool = False,
+) -> Plan:
     """Return the plan for a chat request; takes `preamble` out of its body and an alias out of its model.
 
-    served: model names of the upstream, which are no aliases. Raises `BadRequest` naming the wrong field.
+    served: model names of the upstream, which are no aliases. reward_model: there is one to select by. Raises
+    `BadRequest` naming the wrong field.
     """
     sources: list[tuple[str, PolicyFields]] = []
     fields = body.pop(BODY_FIELD, None)
@@ -61,7 +70,15 @@ def plan(body: dict[str, Any], header: str | None, default: PolicyFields, served
     if alias is not None:
         body["model"] = alias.model
         sources.append(("model", alias.fields))
-    return _suited(body, resolve(default, *sources))
+    policy = resolve(default, *sources)
+    if policy.selector is SelectorName.REWARD_MODEL and not reward_model:
+        source = next((name for name, fields in sources if "selector" in fields.said()), BODY_FIELD)
+        raise BadRequest(
+            f"'{source}.selector': 'reward_model' needs an upstream reward model, and this server has none. Use "
+            "another selector; an operator sets reward_upstream.",
+            param=f"{source}.selector",
+        )
+    return _suited(body, policy)
 
 
 def _suited(body: Mapping[str, Any], policy: Policy) -> Plan:

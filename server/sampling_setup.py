@@ -10,6 +10,7 @@ from server.adaptive_chat import ChatSampling, Services
 from server.exploration import Explorations
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
+from server.reward import RewardUpstream
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings
 from server.traces import TraceFiles, TraceWriter
@@ -53,6 +54,7 @@ def chat_sampling(
     load: LoadWatch,
     metrics: Metrics,
     explorations: Explorations,
+    reward: RewardUpstream | None,
 ) -> ChatSampling:
     """Return the sampling of chat completions. The ceilings are shared out among the workers, so that they hold."""
     ceiling = Ceiling(
@@ -71,5 +73,6 @@ def chat_sampling(
         metrics=metrics.sampling,
         keep_alive_s=settings.keep_alive_s,
         explorations=explorations,
+        reward=reward,
     )
     return ChatSampling(services, settings.policy)

@@ -14,15 +14,25 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from adaptive.errors import PolicyError
-from adaptive.policy import Mode
+from adaptive.policy import Mode, SelectorName
 from server.policy import PolicyFields, build
 
 PREFIX = "PREAMBLE_"
@@ -34,6 +44,15 @@ _FEWEST_TO_EXPLORE = 2  # the smallest best-of-N
 # user:password@ in a URL, and the value after an engine argument that carries a secret.
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@]*(?=@)")
 _SECRET_ARGUMENT = re.compile(r"--(?:api-key|hf-token)(?:=|$)")
+
+
+class RewardRoute(StrEnum):
+    """How the reward upstream is asked; `reward.py` says what each means."""
+
+    AUTO = "auto"
+    CLASSIFY = "classify"
+    POOLING = "pooling"
+    SCORE = "score"
 
 
 class SettingsError(Exception):
@@ -63,6 +82,15 @@ class Settings(BaseModel):
     system_role: Literal["auto", "system", "first_user"] = Field(
         "auto", description="Where a constitution goes; auto asks the upstream whether its template has a system role."
     )
+
+    # The upstream reward model, for the selector reward_model.
+    reward_upstream: str | None = Field(None, description="Base URL of a vLLM that serves a reward model.")
+    reward_upstream_api_key: SecretStr | None = Field(None, description="Sent to it as a bearer token.")
+    reward_model: str | None = Field(None, description="Its name there. Unset: the first that /v1/models lists.")
+    reward_route: RewardRoute = Field(
+        RewardRoute.AUTO, description="How it is asked: classify, pooling or score; auto tries them in this order."
+    )
+    reward_timeout_s: float = Field(30.0, gt=0, description="Longest wait for the rewards of a request's candidates.")
 
     # The embedded engine.
     model: str | None = Field(
@@ -124,9 +152,9 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
     access_log: bool = Field(True, description="One log event per request on the proxied routes.")
 
-    @field_validator("upstream")
+    @field_validator("upstream", "reward_upstream")
     @classmethod
-    def _upstream_is_a_base_url(cls, value: str | None) -> str | None:
+    def _upstream_is_a_base_url(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
@@ -137,7 +165,7 @@ class Settings(BaseModel):
         if parts.scheme not in {"http", "https"} or not sound:
             raise ValueError("must be a base URL such as http://127.0.0.1:8000")
         if parts.query or parts.fragment or parts.username:
-            raise ValueError("must be a bare base URL; an API key goes into upstream_api_key")
+            raise ValueError(f"must be a bare base URL; an API key goes into {info.field_name}_api_key")
         return value.rstrip("/").removesuffix("/v1")
 
     @field_validator("database_url")
@@ -173,6 +201,14 @@ class Settings(BaseModel):
     def _load_ascends(self) -> Self:
         if self.load_low >= self.load_high:
             raise ValueError(f"load_high: is {self.load_high}; it must be more than load_low, which is {self.load_low}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_selector_has_its_model(self) -> Self:
+        if self.policy.selector is SelectorName.REWARD_MODEL and self.reward_upstream is None:
+            raise ValueError(
+                "policy: the selector 'reward_model' needs one; set reward_upstream to the URL of its vLLM"
+            )
         return self
 
     @model_validator(mode="after")

@@ -111,6 +111,16 @@ def test_a_key_inside_the_upstream_url_is_sent_to_its_own_setting() -> None:
     assert "upstream_api_key" in explain(UPSTREAM="http://user:hunter2@host")
 
 
+def test_a_reward_upstream_is_an_upstream_too_and_needed_by_a_policy_that_selects_by_it() -> None:
+    assert load_settings(environ={}, reward_upstream="http://rm:8000/v1/").reward_upstream == "http://rm:8000"
+    assert "reward_upstream (from PREAMBLE_REWARD_UPSTREAM): must be a" in explain(REWARD_UPSTREAM="rm:8000")
+    assert "reward_upstream_api_key" in explain(REWARD_UPSTREAM="http://user:hunter2@host")
+    assert "reward_route" in explain(REWARD_ROUTE="guess")
+    assert explain(POLICY="selector=reward_model").startswith("policy (from PREAMBLE_POLICY): the selector")
+    given = load_settings(environ={"PREAMBLE_POLICY": "selector=reward_model"}, reward_upstream="http://rm:8000")
+    assert given.policy.selector == "reward_model"
+
+
 @pytest.mark.parametrize(
     ("host", "auth", "required"),
     [
