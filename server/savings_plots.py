@@ -56,7 +56,7 @@ _DPI: Final = 110
 _MOST_IN_A_LEGEND: Final = 9
 _FEW_POINTS: Final = 60
 _LEGEND_CHARACTERS: Final = 15.0  # to the inch
-_TEN_MINUTES_S: Final = 600.0
+_MINUTE_S: Final = 60.0
 _DAY_S: Final = 86400.0
 
 
@@ -130,8 +130,7 @@ def _draw_plot(place: FigureBase, answered: AnsweredPanel, report: SavingsReport
         axes.grid(visible=False)
         _remark(axes, "no data in this range")
         return
-    axes.xaxis.set_major_locator(AutoDateLocator(tz=_zone(), minticks=3, maxticks=6))  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_formatter(DateFormatter(_clock(report.end - report.start), tz=_zone()))  # type: ignore[no-untyped-call]
+    _draw_clock(axes, report.end - report.start)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(_ticks(answered.panel.unit)))
     _DRAWN[answered.panel.kind](place, axes, answered, report.window.step_s)
@@ -267,10 +266,13 @@ def _ticks(unit: Unit) -> Callable[[float, int | None], str]:
     return lambda value, _: axis_number(value, unit)
 
 
-def _clock(span_s: float) -> str:
-    if span_s < _TEN_MINUTES_S:
-        return "%H:%M:%S"
-    return "%H:%M" if span_s <= _DAY_S else "%m-%d %H:%M" if span_s < 3 * _DAY_S else "%m-%d"
+def _draw_clock(axes: Axes, span_s: float) -> None:
+    """Mark times along the axis, in this machine's zone, as short as the span allows."""
+    shapes = ((2 * _MINUTE_S, "%H:%M:%S", 5), (_DAY_S, "%H:%M", 8), (3 * _DAY_S, "%m-%d %H:%M", 5))
+    shape, most = next(((shape, most) for limit_s, shape, most in shapes if span_s <= limit_s), ("%m-%d", 8))
+    locator = AutoDateLocator(tz=_zone(), minticks=3, maxticks=most)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(DateFormatter(shape, tz=_zone()))  # type: ignore[no-untyped-call]
 
 
 def _zone() -> Any:
