@@ -130,3 +130,8 @@ def test_provisioning_names_a_prometheus_and_the_folder_of_the_board() -> None:
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/preamble.yml").read_text())["providers"]
     assert provider["type"] == "file"
     assert provider["options"]["path"] in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_every_panel_is_in_the_docs_in_the_order_of_the_board() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| \S", (GRAFANA / "README.md").read_text(), re.MULTILINE)
+    assert rows == [panel.title for panel in BOARD.panels()]

@@ -66,7 +66,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    settings = {"exploration_share": 1, "max_explorations": 8}
+    settings: dict[str, object] = {"exploration_share": 1, "max_explorations": 8}
     proxy = Preamble(
         vllm.base_url, tmp_path_factory.mktemp("watched"), upstream_api_key=vllm.api_key, settings=settings
     )
