@@ -31,6 +31,7 @@ from server.cli_options import (
     of_setting,
 )
 from server.cli_policy import policy_app
+from server.cli_report import report_app
 from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.add_typer(keys_app, name="keys")
 app.add_typer(constitution_app, name="constitution")
 app.add_typer(policy_app, name="policy")
+app.add_typer(report_app, name="report")
 
 
 def main() -> None:

@@ -10,11 +10,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from adaptive.candidate import Fate
 from adaptive.exploring import Explored
 from adaptive.first_token import plain_first_token
+from adaptive.policy import Mode
 from adaptive.restraint import restraints
 from adaptive.run import Outcome
 from adaptive.savings import estimated
 from adaptive.spend import tally
+from adaptive.stopping import StopReason
 from adaptive.trace import Decision, Degraded, Drew, Pruned, Stopped, Trace
+from server.sampling_plan import PassThrough
 
 _CANDIDATES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 _SHARES: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -148,8 +151,6 @@ class SamplingMetrics:
             ("result",),
             registry=registry,
         )
-        for result in ExplorationResult:
-            self.explorations.labels(result.value)  # so that there is a 0 to begin with
         self.exploration_full_tokens = Counter(
             "preamble_exploration_full_tokens",
             "Tokens that full best-of-N generated for the explored requests.",
@@ -177,6 +178,24 @@ class SamplingMetrics:
             buckets=_REGRETS,
             registry=registry,
         )
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Give labels that are known beforehand their sample: Prometheus sees no growth from nothing to 1."""
+        for mode in (Mode.ADAPTIVE, Mode.BEST_OF_N):
+            for histogram in (self.candidates, self.first_token, self.plain_first_token):
+                histogram.labels(mode.value)
+        for fate in (*(fate.value for fate in Fate if fate is not Fate.RUNNING), "scoring", "exploration"):
+            self.tokens.labels(fate)
+        for reason in ("drew", *StopReason):
+            self.resampling.labels(str(reason))
+        for checkpoint in (*map(str, _CHECKPOINTS), "+Inf"):
+            self.pruning.labels(checkpoint, "pruned")
+            self.pruning.labels(checkpoint, "kept")
+        for reason in PassThrough:
+            self.passed_through.labels(reason.value)
+        for result in ExplorationResult:
+            self.explorations.labels(result.value)
 
     def count(self, trace: Trace, outcome: Outcome | None, first_token_s: float | None = None) -> None:
         """Count a run that is over; without an outcome it was cancelled or failed.
