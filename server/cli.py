@@ -17,6 +17,7 @@ from rich.console import Console
 from constitutions.constitution import ConstitutionError
 from server import __version__
 from server.cli_constitution import constitution_app
+from server.cli_eval import eval_command
 from server.cli_keys import keys_app
 from server.cli_options import (
     AsJson,
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(constitution_app, name="constitution")
+app.command(name="eval")(eval_command)
 
 
 def main() -> None:
