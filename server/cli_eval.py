@@ -15,7 +15,7 @@ _DATASET_HELP = "`ifeval`, `gsm8k`, or a JSONL file: a prompt and its verifier o
 _MODEL_HELP = "Served name of the model to ask; without an upstream, the embedded engine's model."
 
 
-def eval_command(
+def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP)],
     n: Annotated[int, typer.Option("--n", min=2, max=64, help="Candidates per prompt.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, as many.")] = None,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import uvloop
 from pydantic import SecretStr
@@ -169,7 +169,7 @@ class _Shown:
         )
         self._task = self._progress.add_task("", total=total, completed=done, rate="")
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

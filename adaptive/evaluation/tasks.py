@@ -1,4 +1,4 @@
-"""Data sets of tasks: a prompt and the verifier of its replies. Two come with the package; any other is a JSONL file."""
+"""Data sets of tasks: a prompt and the verifier of its replies. Two come with the package, others are JSONL files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines with something on them and their numbers. By \\n only: texts hold other line separators."""
+    """Yield the lines that are not empty, with their numbers. By line feeds only: texts hold other separators."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line

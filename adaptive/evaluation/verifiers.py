@@ -29,7 +29,7 @@ Verifier = Callable[[str], Verdict]
 
 
 class VerifierError(ValueError):
-    """A description that is no verifier. field: the wrong field, such as `verifier.pattern`; problem: and the remedy."""
+    """A description that is no verifier. field: the wrong one, such as `verifier.pattern`. problem: with its remedy."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field} {problem}")
@@ -42,7 +42,7 @@ def build(described: object) -> Verifier:
     if not isinstance(described, Mapping):
         raise VerifierError("verifier", 'is no object; write one such as {"kind": "exact", "answer": "42"}')
     kind = described.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise VerifierError("verifier.kind", f"is {kind!r}; the kinds are {', '.join(sorted(KINDS))}")
     fields = {name: value for name, value in described.items() if name != "kind"}
     takes, make = KINDS[kind]
