@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adaptive.policy import Policy
+from adaptive.policy import Mode, Policy
 from adaptive.pruning import Standing, kept, prune
 from adaptive.selection import Finalist, by_score
 from adaptive.stopping import Draw, Progress, Stop, StopReason, next_step, reached_threshold
@@ -94,6 +94,7 @@ class _Grown:
 class _Replay:
     def __init__(self, policy: Policy, candidates: Sequence[ReplayCandidate]) -> None:
         self._policy = policy
+        self._adaptive = policy.mode is Mode.ADAPTIVE
         self._given = candidates
         self._grown: list[_Grown] = []
         self._scores = 0
@@ -135,7 +136,7 @@ class _Replay:
             self._judge(ended)
             if tokens in checkpoints:
                 self._compare(batch, tokens, checkpoints[tokens])
-            if ended and reached_threshold(self._policy, self._progress()):
+            if ended and self._adaptive and reached_threshold(self._policy, self._progress()):
                 for grown in batch:
                     if grown.running:
                         grown.stop(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
 from server.settings import load_settings
 
+_WIDTH = 140
 _DATASET_HELP = "`ifeval`, `gsm8k`, or a JSONL file: a prompt and its verifier on each line."
 _MODEL_HELP = "Served name of the model to ask; without an upstream, the embedded engine's model."
 
@@ -27,6 +29,9 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     thresholds: Annotated[
         str, typer.Option(help="Of adaptive sampling; auto: at quantiles of the scores, and the default policy's.")
     ] = "auto",
+    prefill_weight: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="What a prompt token computed for a score costs, in generated ones.")
+    ] = 1.0,
     upstream: Upstream = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help=_MODEL_HELP)] = None,
     engine_args: EngineArgs = None,
@@ -68,12 +73,14 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         concurrency=concurrency,
         checkpoints=_checkpoints(checkpoints),
         thresholds=_thresholds(thresholds),
+        prefill_weight=prefill_weight,
         cache=cache,
         out=out,
         report_only=report_only,
         as_json=as_json,
     )
-    run_eval(settings, options, out=Console(), err=Console(stderr=True))
+    # In a file or a pipe there is no width to keep to.
+    run_eval(settings, options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
 
 
 def _checkpoints(text: str) -> tuple[int, ...]:

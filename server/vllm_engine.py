@@ -18,7 +18,7 @@ import orjson
 from adaptive.candidate import Partial
 from adaptive.engine import EngineBusy, EngineError, EngineFailed, GeneratedTokens, LabelReading, Sampling, TokenIds
 from adaptive.policy import ScorerName
-from adaptive.scoring import Score, ScoringFailed, SelfEvaluationScorer
+from adaptive.scoring import MIN_LABEL_MASS, Score, ScoringFailed, SelfEvaluationScorer
 from server.errors import UpstreamError
 from server.probe import Scoring, cached_tokens
 from server.self_evaluation_tokens import SelfEvaluationTokens
@@ -283,7 +283,7 @@ class ChatSelfEvaluation:
 
     engine: VllmEngine
     tokens: SelfEvaluationTokens
-    min_label_mass: float = 0.01
+    min_label_mass: float = MIN_LABEL_MASS
     name: str = ScorerName.SELF_EVALUATION.value
     top_logprobs: int | None = None
     readout_ids: TokenIds = ()

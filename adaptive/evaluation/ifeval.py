@@ -1,4 +1,4 @@
-"""IFEval's 25 kinds of instructions (arXiv 2311.07911), checked strictly: a reply follows an instruction or it does not.
+"""IFEval's 25 kinds of instructions (arXiv 2311.07911), checked strictly: a reply follows one or it does not.
 
 The rules are those of google-research's `instruction_following_eval`, its quirks included, in our own words and code.
 Where they differ (sentences, words in capitals, letters that are none): `README.md`. An empty reply follows nothing.

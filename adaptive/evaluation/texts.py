@@ -1,8 +1,8 @@
 """Measures of a text that IFEval's instructions speak of: its words, its sentences, its language. Pure.
 
-The original counts sentences with NLTK's trained Punkt model and splits words with NLTK's Treebank rules, for which data
-has to be downloaded. Here both are rules, so that a verdict needs nothing but this file; `README.md` says how often
-they differ.
+The original counts sentences with NLTK's trained Punkt model and splits words with NLTK's Treebank rules, for which
+data has to be downloaded. Here both are rules, so that a verdict needs nothing but this file; `README.md` says how
+often they differ.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ _WORD: Final = re.compile(r"\w+")
 _TOKEN: Final = re.compile(r"\w+(?:[-./]\w+)*")
 # Where a sentence may end: its mark, what closes quotes and brackets, then space.
 _END: Final = re.compile(r"[.!?]+[\"'\u201d\u2019)\]*_]*(?=\s)")
-_ABBREVIATIONS: Final = frozenset(
-    "mr mrs ms dr prof rev hon st jr sr gov sen rep gen col capt lt sgt vs etc e.g i.e cf al inc ltd co corp no vol fig "
-    "u.s u.k u.n a.m p.m ph.d b.a m.a d.c jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
+# fmt: off
+_ABBREVIATIONS: Final = frozenset({
+    "mr", "mrs", "ms", "dr", "prof", "rev", "hon", "st", "jr", "sr", "gov", "sen", "rep", "gen", "col", "capt", "lt",
+    "sgt", "vs", "etc", "e.g", "cf", "al", "inc", "ltd", "co", "corp", "no", "vol", "fig", "u.s", "u.k", "u.n", "a.m",
+    "p.m", "ph.d", "b.a", "m.a", "d.c", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov",
+    "dec",
+})
+# fmt: on
 _DETECTION_SEED: Final = 0
 
 

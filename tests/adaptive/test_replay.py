@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive.annealing import CONSTANT
 from adaptive.candidate import Fate
-from adaptive.policy import Checkpoint, Mode, Policy
+from adaptive.policy import Mode, Policy
 from adaptive.replay import ReplayCandidate, Replayed, ReplayScore, replay
-from adaptive.stopping import StopReason
 from tests.adaptive.runs import Played, ScoreOf, checkpoints, make_engine, play, probabilities, script
 
 policies = st.builds(
@@ -55,7 +51,9 @@ def summary(played: Played) -> Replayed:
 @given(
     policies,
     st.lists(st.integers(min_value=1, max_value=16), min_size=8, max_size=8),
-    st.lists(st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.8, 1.0]), min_size=17, max_size=17), min_size=8, max_size=8),
+    st.lists(
+        st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.8, 1.0]), min_size=17, max_size=17), min_size=8, max_size=8
+    ),
 )
 def test_a_replay_decides_and_spends_as_the_loop_did(
     policy: Policy, lengths: list[int], scores: list[list[float]]
