@@ -95,7 +95,7 @@ def _quality(
         )
         for row in found if family in _LABELLED else ():
             place = (row.total.value, 100 * figures_of(row)[0].value)
-            _label(axes, row.strategy.label, place, style.colour, above=_LABELLED[family])
+            _label(axes, row.strategy.label.removeprefix("threshold "), place, style.colour, above=_LABELLED[family])
     axes.set(xlabel="tokens per prompt, scoring included", xlim=(0, None), ylim=(0, None))
     axes.set_ylabel(f"{what}\n(bars: 95 % of the difference from one sample; band: 95 % of one sample)", fontsize=9)
     _tidy(axes)
@@ -109,7 +109,7 @@ def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, *, ab
         textcoords="offset points",
         fontsize=6.5,
         color=colour,
-        rotation=40 if above else -40,
+        rotation=60 if above else -60,
         rotation_mode="anchor",
         verticalalignment="bottom" if above else "top",
         zorder=4,
