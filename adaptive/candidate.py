@@ -157,9 +157,13 @@ class Candidate:
         self.fate = fate
         self.ended_s = at_s
 
-    def score_by(self, scorer: str | None) -> float | None:
-        """Return the latest score of that scorer; scores of different scorers are not comparable."""
-        return next((score.value for score in reversed(self.scores) if score.scorer == scorer), None)
+    def score_by(self, scorer: str | None, *, final: bool = False) -> float | None:
+        """Return the latest score of that scorer; scores of different scorers are not comparable.
+
+        final: only one that was given after it had ended.
+        """
+        found = (each for each in reversed(self.scores) if each.scorer == scorer and (each.final or not final))
+        return next((score.value for score in found), None)
 
     def beginning(self, tokens: int) -> Partial:
         """Return its first tokens, as many as asked for or there are."""

@@ -99,7 +99,8 @@ class RunState:
 
     def progress(self) -> Progress:
         """Return the run as `stopping` sees it."""
-        scores = [self.score(candidate) for candidate in self.candidates if candidate.complete]
+        # Its final score: one that has just ended still has that of its last checkpoint, which settles nothing.
+        scores = [each.score_by(self.scorer_name, final=True) for each in self.candidates if each.complete]
         return Progress(
             drawn=len(self.candidates),
             failed=sum(candidate.fate is Fate.FAILED for candidate in self.candidates),

@@ -367,16 +367,7 @@ _TROUBLE: Final = Row(
             "policy.",
             Kind.STACKED,
             Unit.PER_MINUTE,
-            (
-                Query(
-                    per_minute(
-                        "preamble_resampling_decisions_total",
-                        "reason",
-                        where=f'{PROXIES}, reason=~"load|ceiling|engine_busy"',
-                    ),
-                    "{{reason}}",
-                ),
-            ),
+            (Query(per_minute("preamble_sampling_restrained_total", "by"), "{{by}}"),),
         ),
         Panel(
             "Upstream errors, by code",

@@ -11,7 +11,7 @@ from adaptive.candidate import Fate
 from adaptive.exploring import Explored
 from adaptive.first_token import plain_first_token
 from adaptive.policy import Mode
-from adaptive.restraint import restraints
+from adaptive.restraint import RESTRAINTS, restraints
 from adaptive.run import Outcome
 from adaptive.savings import estimated
 from adaptive.spend import tally
@@ -192,6 +192,8 @@ class SamplingMetrics:
         for checkpoint in (*map(str, _CHECKPOINTS), "+Inf"):
             self.pruning.labels(checkpoint, "pruned")
             self.pruning.labels(checkpoint, "kept")
+        for restraint in RESTRAINTS:
+            self.restrained.labels(restraint.value)
         for reason in PassThrough:
             self.passed_through.labels(reason.value)
         for result in ExplorationResult:

@@ -27,7 +27,7 @@ from adaptive.engine import (
     TokenIds,
 )
 from adaptive.policy import ScorerName
-from adaptive.scoring import Score, ScoringFailed, SelfEvaluationScorer
+from adaptive.scoring import MIN_LABEL_MASS, Score, ScoringFailed, SelfEvaluationScorer
 from server.errors import UpstreamError
 from server.probe import Scoring, cached_tokens
 from server.self_evaluation_tokens import SelfEvaluationTokens
@@ -294,10 +294,14 @@ class VllmEngine:
 
 @dataclass(frozen=True, slots=True)
 class ChatSelfEvaluation:
-    """Self-evaluation of a chat: `SelfEvaluationScorer`, once the upstream has said what the prompt's tokens are."""
+    """Self-evaluation of a chat: `SelfEvaluationScorer`, once the upstream has said what the prompt's tokens are.
+
+    min_label_mass: as there.
+    """
 
     engine: VllmEngine
     tokens: SelfEvaluationTokens
+    min_label_mass: float = MIN_LABEL_MASS
     name: str = ScorerName.SELF_EVALUATION.value
     top_logprobs: int | None = None
     readout_ids: TokenIds = ()
@@ -308,7 +312,12 @@ class ChatSelfEvaluation:
             raise ScoringFailed("the upstream does not give the prompt's token ids")
         question = await self.tokens.of(self.engine.request.model)
         scorer = SelfEvaluationScorer(
-            self.engine, self.engine.prompt, question.suffix, question.labels, frozenset({question.end_id})
+            self.engine,
+            self.engine.prompt,
+            question.suffix,
+            question.labels,
+            frozenset({question.end_id}),
+            self.min_label_mass,
         )
         return await scorer.score(partials)
 

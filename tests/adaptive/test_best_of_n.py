@@ -75,6 +75,19 @@ def test_a_good_candidate_stops_its_siblings_at_once() -> None:
     assert played.took_s == 8.0
 
 
+def test_a_high_score_at_a_checkpoint_does_not_stop_sampling_when_the_candidate_ends() -> None:
+    """Only its final score may: what it looked like half way is no judgement of what it became."""
+    scripts = [script(0, 3), script(1, 2), script(2, 4)]
+
+    def score(candidate: int, tokens: int) -> float:
+        return 0.95 if (candidate, tokens) == (2, 2) else 0.1 * (candidate + 1)
+
+    policy = Policy(n_max=3, batch_growth=3, checkpoints=(Checkpoint(2, 0.5),))
+    played = play(make_engine(scripts, score), policy)
+    assert played.outcome.reason is StopReason.N_MAX
+    assert played.outcome.choices[0].scores[-1].value == pytest.approx(0.3)
+
+
 def test_later_candidates_are_drawn_at_annealed_temperatures_and_derived_seeds() -> None:
     policy = Policy(mode=Mode.ADAPTIVE, n_max=3, checkpoints=(), annealing=Annealing(start=1.0, end=0.0, rate=0.5))
     played = play(make_engine([script(c, 1) for c in range(3)]), policy, seed=7)
