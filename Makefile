@@ -14,7 +14,7 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 LOCK := deploy/requirements
 
 .DEFAULT_GOAL := help
-.PHONY: help install check lint test demo serve lock clean debian-packages node-packages
+.PHONY: help install check lint test demo serve lock board clean debian-packages node-packages
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -24,8 +24,10 @@ help: ## Show this list
 demo: $(VENV)/.engine-$(ENGINE) ## Install everything, start vLLM and the proxy, walk through the product, stop all of it
 	@$(BIN)/preamble demo
 
+# The port that deploy/prometheus/prometheus.yml scrapes. When it is taken: make serve ENGINE_PORT=0 (any free one).
+ENGINE_PORT ?= $(or $(PREAMBLE_ENGINE_PORT),8000)
 serve: $(VENV)/.engine-$(ENGINE) ## Install everything, start vLLM and the proxy, stay in the foreground (Ctrl-C stops both)
-	@$(BIN)/preamble serve
+	@$(BIN)/preamble serve --engine-port $(ENGINE_PORT)
 
 install: $(VENV)/.base ## Install the proxy and the development tools, without an engine
 
@@ -42,6 +44,9 @@ lint: $(VENV)/.base
 
 lock: $(VENV)/.base ## Resolve the newest allowed versions into deploy/requirements
 	$(BIN)/python deploy/lock.py
+
+board: $(VENV)/.base ## Write the Grafana board from server/board.py
+	$(BIN)/python deploy/grafana/build.py
 
 clean: ## Remove the environment and everything generated (the model's checkpoint stays in the user's cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
@@ -79,15 +84,9 @@ $(VENV)/.engine-gpu: $(LOCK)/model.txt pyproject.toml $(VENV)/.base
 	$(PIP) install --no-deps $(PIP_ARGS) -r $(LOCK)/model.txt
 	@rm -f $(VENV)/.engine-cpu; touch $@
 
-# The overhead comparison runs against nginx. Without it its test is skipped and says so.
+# nginx and Prometheus, which tests start. Without them those tests are skipped and say so.
 debian-packages:
-	@if command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo 'Installing nginx-light, for the tests that compare with nginx'; \
-	  export DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends nginx-light; } </dev/null >/dev/null || \
-	  { echo 'apt-get could not install nginx-light (its message is above).' >&2; exit 1; }; \
-	else echo 'nginx is not installed: tests that compare with it are skipped. On Debian: apt-get install nginx-light'; fi
+	@deploy/debian_packages.sh
 
 # The client test in Node, where there is Node.
 node-packages:

@@ -15,6 +15,7 @@ Candidates never wait: while they are judged they grow. It knows token ids, scor
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect, insort
 from collections.abc import Callable, Sequence
 
 from adaptive.annealing import CONSTANT
@@ -70,7 +71,7 @@ class BestOfN:
         self._live = request.stream and request.choices == 1 and policy.streaming is Streaming.LIVE
         self._milestones = [checkpoint.tokens for checkpoint in policy.checkpoints]
         if policy.commit_at is not None:
-            self._milestones.append(policy.commit_at)
+            insort(self._milestones, policy.commit_at)
 
         self._state = RunState(request, policy, scorers, clock, allowed)
         self._workers: Workers
@@ -104,6 +105,11 @@ class BestOfN:
             self._state.close()
         return self._finish(ranking)
 
+    @property
+    def request(self) -> Request:
+        """What is answered."""
+        return self._request
+
     def trace(self) -> Trace:
         """Return the run so far: every candidate and every decision."""
         return self._state.trace()
@@ -130,8 +136,11 @@ class BestOfN:
             return not self._settled.running
         if self._state.stopped is not None:
             return True
-        judging = any(due.final for asked in self._state.pending for due in asked.due)
-        return not judging and not any(candidate.running for candidate in self._state.batch)
+        return not self._judging() and not any(candidate.running for candidate in self._state.batch)
+
+    def _judging(self) -> bool:
+        """Tell whether a final score is being waited for."""
+        return any(due.final for asked in self._state.pending for due in asked.due)
 
     # 1. Draw.
 
@@ -237,19 +246,28 @@ class BestOfN:
             return
         due: list[Due] = []
         if self._adaptive or self._selector.needs_scores:
-            ended = [each for each in contenders if each.finished and each.index not in self._final_asked]
-            self._final_asked.update(candidate.index for candidate in ended)
-            due += [Due(candidate.index, candidate.token_count, final=True) for candidate in ended]
+            due += self._final_due()
         place = self._checkpoint_due()
         if place is not None:
             tokens = self._policy.checkpoints[place].tokens
             due += [Due(candidate.index, tokens, final=False) for candidate in state.batch if candidate.running]
         if due:
-            asked = Asked(state.scorer, tuple(due), place, state.now())
-            state.pending.append(asked)
+            asked = self._ask(state.scorer, due, place)
             if place is not None:
                 self._checkpoint_call = asked
-            self._workers.judge(asked, [state.candidates[each.candidate].beginning(each.tokens) for each in due])
+
+    def _final_due(self) -> list[Due]:
+        """Return who has ended and has not been judged; from here on they have been asked for."""
+        found = [each for each in self._state.candidates if each.finished and each.index not in self._final_asked]
+        self._final_asked.update(candidate.index for candidate in found)
+        return [Due(candidate.index, candidate.token_count, final=True) for candidate in found]
+
+    def _ask(self, scorer: Scorer, due: Sequence[Due], place: int | None) -> Asked:
+        """Start a scoring call; nobody waits for it."""
+        asked = Asked(scorer, tuple(due), place, self._state.now())
+        self._state.pending.append(asked)
+        self._workers.judge(asked, [self._state.candidates[each.candidate].beginning(each.tokens) for each in due])
+        return asked
 
     def _checkpoint_due(self) -> int | None:
         """Return the place of the checkpoint that the batch has come to, passing over those that decide nothing.
@@ -311,7 +329,7 @@ class BestOfN:
         if candidate is self._settled and self._live:
             self._listener(Delta(0, step))
         if step.finish_reason is None:
-            return any(before < milestone <= candidate.token_count for milestone in self._milestones)
+            return bisect(self._milestones, before) != bisect(self._milestones, candidate.token_count)
         candidate.finish_reason = step.finish_reason
         limit_is_ours = candidate.sampling.max_tokens < self._request.max_tokens
         candidate.complete = not (limit_is_ours and step.finish_reason == "length")
@@ -384,14 +402,25 @@ class BestOfN:
         if len(finalists) <= 1:
             return tuple(each.index for each in finalists)
         try:
-            late = state.stopped is StopReason.DEADLINE
-            ranking = await self._workers.rank(self._selector, finalists, late=late)
+            ranking = await self._workers.rank(self._selector, finalists, late=self._workers.late)
         except SelectionFailed as failure:
             failed, self._selector = self._selector.name, HighestScore()
             state.decisions.append(Degraded("selector", failed, self._selector.name, str(failure), state.now()))
-            ranking = by_score(finalists)
+            await self._score_all_that_ended()
+            ranking = by_score(state.finalists())
         state.decisions.append(Picked(self._selector.name, ranking, state.now()))
         return ranking
+
+    async def _score_all_that_ended(self) -> None:
+        """Buy the final scores that the selector which failed had no need of, if there is still time."""
+        state = self._state
+        while state.scorer is not None and not self._workers.late:
+            due = self._final_due()
+            if due:
+                self._ask(state.scorer, due, None)
+            elif not self._judging():
+                return
+            await self._listen_until_it_matters()
 
     def _finish(self, ranking: Ranking) -> Outcome:
         if not ranking:

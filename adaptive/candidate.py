@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -50,6 +51,16 @@ class Partial:
     readouts: tuple[tuple[float, ...], ...] = ()
 
 
+def beginning(steps: Sequence[GeneratedTokens], tokens: int | None = None) -> Partial:
+    """Return the first tokens of those steps, as many as asked for or there are; None is all of them."""
+    return Partial(
+        token_ids=tuple(token for step in steps for token in step.token_ids)[:tokens],
+        logprobs=tuple(logprob for step in steps for logprob in step.logprobs)[:tokens],
+        top_logprobs=tuple(top for step in steps for top in step.top_logprobs)[:tokens],
+        readouts=tuple(readout for step in steps for readout in step.readouts)[:tokens],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateRecord:
     """A candidate at one moment, for the client, the trace and the metrics. Times are seconds into the run.
@@ -89,6 +100,16 @@ class CandidateRecord:
     def score(self) -> ScoreAt | None:
         """Its latest score."""
         return self.scores[-1] if self.scores else None
+
+    @property
+    def engine_s(self) -> float:
+        """Seconds that it was in the engine, from being drawn to its end; 0 while it runs."""
+        return 0.0 if self.ended_s is None else self.ended_s - self.drawn_s
+
+    @property
+    def whole(self) -> Partial:
+        """All of it, as a scorer sees it."""
+        return beginning(self.steps)
 
 
 @dataclass(slots=True, eq=False)
@@ -136,18 +157,17 @@ class Candidate:
         self.fate = fate
         self.ended_s = at_s
 
-    def score_by(self, scorer: str | None) -> float | None:
-        """Return the latest score of that scorer; scores of different scorers are not comparable."""
-        return next((score.value for score in reversed(self.scores) if score.scorer == scorer), None)
+    def score_by(self, scorer: str | None, *, final: bool = False) -> float | None:
+        """Return the latest score of that scorer; scores of different scorers are not comparable.
+
+        final: only one that was given after it had ended.
+        """
+        found = (each for each in reversed(self.scores) if each.scorer == scorer and (each.final or not final))
+        return next((score.value for score in found), None)
 
     def beginning(self, tokens: int) -> Partial:
         """Return its first tokens, as many as asked for or there are."""
-        return Partial(
-            token_ids=tuple(token for step in self.steps for token in step.token_ids)[:tokens],
-            logprobs=tuple(logprob for step in self.steps for logprob in step.logprobs)[:tokens],
-            top_logprobs=tuple(top for step in self.steps for top in step.top_logprobs)[:tokens],
-            readouts=tuple(readout for step in self.steps for readout in step.readouts)[:tokens],
-        )
+        return beginning(self.steps, tokens)
 
     @property
     def text(self) -> str:

@@ -29,6 +29,11 @@ class Delta:
     tokens: GeneratedTokens
 
 
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing has happened for as long as the listener wanted to be told of (`stream.streamed`)."""
+
+
 Event = Committed | Delta
 Listener = Callable[[Event], None]
 

@@ -172,6 +172,11 @@ class Policy:
         """Return the most candidates that may be drawn for a client that wants that many choices (OpenAI's `n`)."""
         return max(choices, 1 if self.mode is Mode.OFF else self.n_max)
 
+    def may_save(self, choices: int = 1) -> bool:
+        """Return True if a run may cost less than its full best-of-N: it may draw fewer, or prune."""
+        saves = self.mode is Mode.ADAPTIVE or (self.mode is Mode.BEST_OF_N and bool(self.checkpoints))
+        return saves and self.candidates(choices) > choices
+
     def exhaustive(self) -> Policy:
         """Return the full best-of-N that this policy saves against: `n_max` equals, each generated to its end."""
         return replace(

@@ -19,6 +19,8 @@ from adaptive.self_evaluation import SelfEvaluation, self_evaluate
 
 # vLLM reports minus infinity for a token that a sampler masked; one such token must not decide a whole window.
 _LEAST_LOGPROB: Final = -100.0
+MIN_LABEL_MASS: Final = 0.01
+"""Below this on every response of a call the model is not answering the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class SelfEvaluationScorer:
     question: TokenIds
     labels: Labels
     end_ids: frozenset[int] = frozenset()
-    min_label_mass: float = 0.01
+    min_label_mass: float = MIN_LABEL_MASS
     name: str = ScorerName.SELF_EVALUATION.value
     top_logprobs: int | None = None
     readout_ids: TokenIds = ()

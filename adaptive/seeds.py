@@ -15,5 +15,18 @@ def candidate_seed(request_seed: int, candidate: int) -> int:
     """
     if candidate == 0 and 0 <= request_seed < 1 << SEED_BITS:
         return request_seed
-    digest = hashlib.blake2b(f"{request_seed}/{candidate}".encode(), digest_size=8).digest()
+    return _hashed(f"{request_seed}/{candidate}")
+
+
+def exploration_seed(request_seed: int) -> int:
+    """Return the request seed of the full best-of-N that is run beside a request to measure it.
+
+    A hash too, so that its candidates can be drawn again, and are none of the request's own: a full best-of-N that
+    shared candidates with the run it is compared with would understate the regret.
+    """
+    return _hashed(f"{request_seed}/exploration")
+
+
+def _hashed(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> (64 - SEED_BITS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from adaptive.policy import SelectorName
@@ -21,7 +21,8 @@ Ranking = tuple[int, ...]
 class Finalist:
     """A candidate that may be returned.
 
-    score: of the scorer in force, or None. complete: it ended by itself. tokens: its length.
+    score: of the scorer in force, or None. complete: it ended by itself. tokens: its length. payloads: those of its
+    steps; what is no text, such as a tool call, is in them.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Finalist:
     score: float | None
     complete: bool
     tokens: int
+    payloads: tuple[object, ...] = ()
 
 
 class SelectionFailed(Exception):
@@ -61,7 +63,7 @@ class Selector(Protocol):
 class Reward(Protocol):
     """An upstream reward model, bound to the conversation (vLLM's score or pooling endpoint)."""
 
-    async def rewards(self, replies: Sequence[str]) -> Sequence[float]:
+    async def rewards(self, replies: Sequence[Finalist]) -> Sequence[float]:
         """Return one reward per reply, in order, larger is better. Raises `SelectionFailed`."""
         ...
 
@@ -117,12 +119,12 @@ class RewardModel:
 
     async def rank(self, finalists: Sequence[Finalist]) -> Ranking:
         """Return the indices by reward. Raises `SelectionFailed`."""
-        rewards = await self.reward.rewards([each.text for each in finalists])
+        rewards = await self.reward.rewards(finalists)
         if len(rewards) != len(finalists):
             raise SelectionFailed(f"the reward model gave {len(rewards)} rewards for {len(finalists)} replies")
         if any(math.isnan(each) for each in rewards):
             raise SelectionFailed("the reward model gave NaN for a reply")
-        return by_score([_with_score(each, reward) for each, reward in zip(finalists, rewards, strict=True)])
+        return by_score([replace(each, score=reward) for each, reward in zip(finalists, rewards, strict=True)])
 
 
 def by_score(finalists: Sequence[Finalist]) -> Ranking:
@@ -149,7 +151,3 @@ def by_votes(finalists: Sequence[Finalist], answers: Sequence[str | None]) -> Ra
     silent = groups.pop(None, [])
     ranked = sorted(groups.values(), key=lambda members: (-len(members), place[members[0]]))
     return tuple(index for members in [*ranked, silent] for index in members)
-
-
-def _with_score(finalist: Finalist, score: float) -> Finalist:
-    return Finalist(finalist.index, finalist.text, score, finalist.complete, finalist.tokens)

@@ -85,14 +85,22 @@ class RunState:
     def finalists(self) -> list[Finalist]:
         """Return the candidates that may be returned now: ended, or cut by the end of the run. Not the pruned."""
         return [
-            Finalist(each.index, each.text, self.score(each), each.complete, each.token_count)
+            Finalist(
+                each.index,
+                each.text,
+                self.score(each),
+                each.complete,
+                each.token_count,
+                tuple(step.payload for step in each.steps if step.payload is not None),
+            )
             for each in self.candidates
             if each.fate in {Fate.FINISHED, Fate.ABORTED}
         ]
 
     def progress(self) -> Progress:
         """Return the run as `stopping` sees it."""
-        scores = [self.score(candidate) for candidate in self.candidates if candidate.complete]
+        # Its final score: one that has just ended still has that of its last checkpoint, which settles nothing.
+        scores = [each.score_by(self.scorer_name, final=True) for each in self.candidates if each.complete]
         return Progress(
             drawn=len(self.candidates),
             failed=sum(candidate.fate is Fate.FAILED for candidate in self.candidates),

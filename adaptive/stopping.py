@@ -89,11 +89,11 @@ def next_step(policy: Policy, progress: Progress) -> Draw | Stop:
         return Stop(StopReason.ENGINE_BUSY)
     if progress.rejected:
         return Stop(StopReason.ENGINE_FAILED)
+    # A lost candidate may be followed by others, but a dead engine is not hammered, whether or not one had finished.
+    if progress.drawn and progress.batch_failed and progress.failed > 1:
+        return Stop(StopReason.ENGINE_FAILED)
     if progress.drawn and not progress.alive:
-        # Nothing is left to return. A lost candidate may be replaced by one other, but a dead engine is not hammered.
-        if progress.batch_failed and progress.failed > 1:
-            return Stop(StopReason.ENGINE_FAILED)
-        return afford(policy, progress, 1, progress.shortened)
+        return afford(policy, progress, 1, progress.shortened)  # nothing is left to return
     if policy.mode is Mode.ADAPTIVE and not progress.scored:
         return Stop(StopReason.UNSCORED)
     most = policy.candidates(progress.choices)

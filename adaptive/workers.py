@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from adaptive.candidate import Partial
 from adaptive.clock import Clock
 from adaptive.engine import Engine, EngineError, EngineFailed, GeneratedTokens, Sampling, TokenIds
+from adaptive.inbox import Inbox
 from adaptive.scoring import Score, Scorer, ScoringFailed
 from adaptive.selection import Finalist, Ranking, SelectionFailed, Selector
 
@@ -84,34 +85,38 @@ class Workers:
         self._group = group
         self._engine = engine
         self._clock = clock
-        self._inbox: asyncio.Queue[Happening] = asyncio.Queue()
+        self._inbox: Inbox[Happening] = Inbox()
         self._candidates: dict[int, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.Task[None] | None = None
 
     async def news(self) -> list[Happening]:
         """Return all that has happened since the last call, in order; wait until something has."""
-        happenings = [await self._inbox.get()]
-        while not self._inbox.empty():
-            happenings.append(self._inbox.get_nowait())
-        return happenings
+        return await self._inbox.take()
 
     def follow(self, prompt: TokenIds, sampling: Sampling, ended: Callable[[], None]) -> None:
         """Generate a candidate and report its steps. `ended` is called once its work upstream is over, however."""
         task = self._group.create_task(self._follow(prompt, sampling))
-        # A task that is cancelled before its first step never enters its own finally; its callback runs always.
-        task.add_done_callback(lambda _: ended())
         self._candidates[sampling.candidate] = task
 
+        # A task that is cancelled before its first step never enters its own finally; its callback runs always.
+        def over(_: object) -> None:
+            # Forgotten here, as a cancelled task holds its own frames and those hold us: a cycle would keep the whole
+            # run, all tokens of all candidates, until a full garbage collection.
+            del self._candidates[sampling.candidate]
+            ended()
+
+        task.add_done_callback(over)
+
     def abort(self, candidate: int) -> None:
-        """Stop that candidate's work upstream."""
-        self._candidates[candidate].cancel()
+        """Stop that candidate's work upstream, if there still is any."""
+        if candidate in self._candidates:
+            self._candidates[candidate].cancel()
 
     async def closed(self) -> None:
         """Return when the work upstream of every candidate that has ended or was stopped is over."""
-        open_streams = [task for task in self._candidates.values() if not task.done()]
-        if open_streams:
-            await asyncio.wait(open_streams)
+        if self._candidates:
+            await asyncio.wait(self._candidates.values())
 
     def judge(self, asked: Asked, partials: Sequence[Partial]) -> None:
         """Score, and report the answer. Nothing waits for it: the candidates go on."""
@@ -122,6 +127,11 @@ class Workers:
     def set_alarm(self, seconds: float) -> None:
         """Report `DeadlinePassed` after that time."""
         self._alarm = self._group.create_task(self._ring(seconds))
+
+    @property
+    def late(self) -> bool:
+        """The deadline has passed."""
+        return self._alarm is not None and self._alarm.done()
 
     async def rank(self, selector: Selector, finalists: Sequence[Finalist], *, late: bool) -> Ranking:
         """Return the selector's ranking. Raises `SelectionFailed`; also when the deadline passes first.
@@ -146,7 +156,7 @@ class Workers:
 
     def dismiss(self) -> None:
         """Stop everything that still runs."""
-        alarm = [self._alarm] if self._alarm else []
+        alarm, self._alarm = [self._alarm] if self._alarm else [], None
         for task in [*self._candidates.values(), *self._calls, *alarm]:
             task.cancel()
 
@@ -157,24 +167,24 @@ class Workers:
             async with aclosing(self._engine.generate(prompt, sampling)) as stream:
                 # To its very end: an engine closes cleanly, and keeps its connection, only after the last step.
                 async for step in stream:
-                    self._inbox.put_nowait(Grew(index, step))
+                    self._inbox.put(Grew(index, step))
                     ended = step.finish_reason is not None
             if not ended:
                 raise EngineFailed("the stream ended without a finish reason")
         except EngineError as error:
-            self._inbox.put_nowait(Lost(index, error))
+            self._inbox.put(Lost(index, error))
 
     async def _judge(self, asked: Asked, partials: Sequence[Partial]) -> None:
         try:
             scores = await asked.scorer.score(partials)
         except ScoringFailed as error:
-            self._inbox.put_nowait(NotScored(asked, error))
+            self._inbox.put(NotScored(asked, error))
         else:
-            self._inbox.put_nowait(Scored(asked, scores))
+            self._inbox.put(Scored(asked, scores))
 
     async def _ring(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        self._inbox.put_nowait(DeadlinePassed())
+        self._inbox.put(DeadlinePassed())
 
 
 async def _ranked(selector: Selector, finalists: Sequence[Finalist]) -> Ranking | SelectionFailed:

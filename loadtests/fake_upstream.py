@@ -1,7 +1,8 @@
 """A fake vLLM that costs almost nothing itself, so that a benchmark measures the relay in front of it.
 
 It speaks HTTP/1.1 on a bare asyncio protocol and knows the few routes that a proxy asks for. Every answer is built once
-at start. It refuses to know anything about language: a chat is always answered with the same words.
+at first use. It refuses to know anything about language: a chat is always answered with the same words, cut where the
+request's limit ends it, and a batch of prompts is scored by the places in the batch.
 
 A streamed answer is 64 SSE chunks in the shape of vLLM's own, each in a write of its own and `gap_s` after the one
 before, so that a relay sees 64 separate reads; `data: [DONE]` leaves together with the last one, as it does from vLLM.
@@ -26,7 +27,7 @@ import orjson
 import uvloop
 
 from loadtests import answers
-from loadtests.answers import CHUNKS, MIN_CHUNKS, MODEL, SSE
+from loadtests.answers import CHUNKS, MIN_CHUNKS, MODEL, SSE, Prepared, Streamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,8 @@ class FakeUpstream:
     `timing` may be replaced at any time and holds for the requests that arrive after that. `received` fills only with
     `record=True`. `open_requests` counts requests that are not answered in full yet, `abandoned` those whose client
     went away before that, `connections` the sockets that are open. `last_chat` is the body of the latest chat request.
+    `chats`, `scorings` and `scored` count chat requests, requests for scores, and prompts scored; `most_streams` is the
+    most streamed answers at a time.
     """
 
     def __init__(self, *, timing: Timing | None = None, chunks: int = CHUNKS, record: bool = False) -> None:
@@ -75,10 +78,12 @@ class FakeUpstream:
         self.received: list[Received] = []
         self.open_requests = 0
         self.abandoned = 0
+        self.chats = self.scorings = self.scored = 0
+        self.streams = self.most_streams = 0
         self.last_chat = b""
         self.transports: set[asyncio.Transport] = set()
-        self.events = {usage: answers.sse_events(chunks, usage=usage) for usage in (False, True)}
-        self.frames = {usage: tuple(map(_framed, events)) for usage, events in self.events.items()}
+        self.chunks = chunks
+        self.prepared = Prepared()
         self.completion = answers.answer(200, answers.completion_body(chunks))
         self._server: asyncio.Server | None = None
 
@@ -98,6 +103,11 @@ class FakeUpstream:
     def connections(self) -> int:
         """How many client connections are open now."""
         return len(self.transports)
+
+    def counts(self) -> bytes:
+        """Return what was counted, for whoever measures from another process."""
+        names = ("chats", "scorings", "scored", "abandoned", "most_streams")
+        return answers.answer(200, orjson.dumps({name: getattr(self, name) for name in names}))
 
     async def start(self, port: int = 0) -> None:
         """Listen on loopback; port 0 picks a free one. Raises `OSError` when the port is taken."""
@@ -124,11 +134,6 @@ class FakeUpstream:
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
-
-
-def _framed(event: bytes) -> bytes:
-    """Return `event` as one chunk of the chunked transfer coding (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(event), event)
 
 
 @dataclass(slots=True)
@@ -173,6 +178,7 @@ class _Connection(asyncio.Protocol):
         self._upstream.abandoned += unanswered
         self._queue.clear()
         self._current = None
+        self._end_stream()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -257,19 +263,41 @@ class _Connection(asyncio.Protocol):
         """Return the whole answer, or None when it is to be streamed, and then set the parts to stream."""
         if request.method != b"POST":
             return answers.answer(405, b'{"detail":"Method Not Allowed"}')
-        self._upstream.last_chat = request.body
+        upstream = self._upstream
+        upstream.chats += 1
+        upstream.last_chat = request.body
         try:
             body = orjson.loads(request.body)
             model, streamed = body.get("model", MODEL), body.get("stream") is True
-            usage = streamed and bool((body.get("stream_options") or {}).get("include_usage"))
-        except (orjson.JSONDecodeError, AttributeError):
-            return answers.error(400, "BadRequestError", "The body is not a JSON object.")
+            kind = Streamed.by(body, upstream.chunks)
+        except (orjson.JSONDecodeError, AttributeError, TypeError):
+            return answers.error(400, "BadRequestError", "The body is not a JSON object of a chat.")
         if model != MODEL:
             return answers.error(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
         if not streamed:
-            return self._upstream.completion
-        self._parts = (self._upstream.events if request.http_1_0 else self._upstream.frames)[usage]
+            return upstream.completion
+        self._parts = upstream.prepared.stream(kind, framed=not request.http_1_0)
+        upstream.streams += 1
+        upstream.most_streams = max(upstream.most_streams, upstream.streams)
         return None
+
+    def _end_stream(self) -> None:
+        if self._parts:
+            self._parts = ()
+            self._upstream.streams -= 1
+
+    def _score(self, body: bytes) -> bytes:
+        """Return the answer to a request for scores: one prompt, text or token ids, or a batch of token-id prompts."""
+        try:
+            request = orjson.loads(body)
+            prompt, label_ids = request["prompt"], tuple(request["logprob_token_ids"])
+            prompts = len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], list) else 1
+            answer = self._upstream.prepared.scores(prompts, label_ids)
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+            return answers.error(400, "BadRequestError", "Give `prompt` and `logprob_token_ids`; no text is made here.")
+        self._upstream.scorings += 1
+        self._upstream.scored += prompts
+        return answer
 
     def _stream(self) -> None:
         """Write the next part of a streamed answer and set the timer for the one after it."""
@@ -297,6 +325,7 @@ class _Connection(asyncio.Protocol):
         request, self._current = self._current, None
         if request is None:
             return
+        self._end_stream()
         self._upstream.open_requests -= 1
         self._transport.write(data)
         if close or not request.keep_alive:
@@ -316,6 +345,10 @@ class _Connection(asyncio.Protocol):
             return answers.models()
         if path == b"/last_chat":
             return answers.answer(200, self._upstream.last_chat)
+        if path == b"/counts":
+            return self._upstream.counts()
+        if path == b"/v1/completions":
+            return self._score(request.body)
         if path == b"/tokenize":
             return answers.tokenized(request.body)
         return answers.answer(404, b'{"detail":"Not Found"}')

@@ -27,7 +27,7 @@ from loadtests.answers import MODEL
 from loadtests.cpu import CpuTime, cpu_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 CONNECTIONS = 64
 GRACE_S = 30.0
@@ -86,10 +86,13 @@ class Result:
     cpu_agrees: bool
 
 
-def chat_body(*, stream: bool) -> bytes:
-    """Return the request that the benchmark sends: a question of ordinary length with ordinary parameters."""
+def chat_body(*, stream: bool, fields: Mapping[str, object] | None = None) -> bytes:
+    """Return the request that the benchmark sends: a question of ordinary length with ordinary parameters.
+
+    fields: more of it, or other values.
+    """
     messages = [{"role": "user", "content": _QUESTION}]
-    body = {"model": MODEL, "messages": messages, "temperature": 0.7, "max_tokens": 256}
+    body = {"model": MODEL, "messages": messages, "temperature": 0.7, "max_tokens": 256, **(fields or {})}
     return orjson.dumps({**body, "stream": True} if stream else body)
 
 

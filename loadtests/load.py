@@ -12,7 +12,7 @@ from dataclasses import asdict
 import orjson
 import uvloop
 
-from loadtests.generator import CONNECTIONS, Load, generate
+from loadtests.generator import CONNECTIONS, Load, chat_body, generate
 
 
 def _options() -> argparse.Namespace:
@@ -21,6 +21,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--url", required=True, help="full URL, such as http://127.0.0.1:8080/v1/chat/completions")
     parser.add_argument("--header", action="append", default=[], metavar="NAME: VALUE", help="may be repeated")
     parser.add_argument("--stream", action="store_true", help="ask for streamed answers")
+    parser.add_argument("--fields", type=orjson.loads, default={}, metavar="JSON", help="more fields of the request")
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help=f"connections ({CONNECTIONS})")
     parser.add_argument("--requests", type=int, default=1000, help="requests to measure (1000)")
     parser.add_argument("--seconds", type=float, default=60.0, help="stop sending after this long (60)")
@@ -35,9 +36,10 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Run one load from the command line. Returns the exit status: 0 when every answer was right."""
     given = vars(_options())
-    as_json = given.pop("json")
+    as_json, fields = given.pop("json"), given.pop("fields")
     pairs = tuple(header.partition(":")[::2] for header in given.pop("header"))
-    load = Load(**given, headers=tuple((name.strip(), value.strip()) for name, value in pairs))
+    headers = tuple((name.strip(), value.strip()) for name, value in pairs)
+    load = Load(**given, headers=headers, body=chat_body(stream=given["stream"], fields=fields))
     try:
         result = uvloop.run(generate(load))
     except (ValueError, OSError) as error:

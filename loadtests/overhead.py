@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +21,18 @@ from typing import TYPE_CHECKING, Annotated
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtests import report
 from loadtests.answers import CHUNKS, completion_body, sse_events
 from loadtests.comparison import Measurement, Mode, compare, doubts
-from loadtests.generator import CONNECTIONS, GRACE_S, Result
+from loadtests.generator import CONNECTIONS, Result
+from loadtests.rounds import INTERRUPTED, MISSED, TABLE_WIDTH, UNABLE, interrupt, load_on, rotated, with_progress
 from loadtests.targets import Target, TargetError, fake_upstream, nginx, preamble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-MISSED, UNABLE, INTERRUPTED = 1, 2, 130
 _MEASUREMENT_LIMIT_S = 60.0
-_TABLE_WIDTH = 120  # a file or a pipe has no width of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +61,7 @@ class Plan:
 def measure(target: Target, mode: Mode, plan: Plan) -> Result:
     """Put one load on one target and return what came back. Raises `TargetError` when the generator could not run."""
     url = target.streams_url if mode is Mode.STREAMS else target.requests_url
-    command = [sys.executable, "-m", "loadtests.load", f"--url={url}", f"--pid={target.pid}", *plan.options(mode)]
-    command += [f"--header={name}: {value}" for name, value in target.headers]
-    limit = _MEASUREMENT_LIMIT_S + 2 * GRACE_S
-    # A session of its own: Ctrl-C reaches this process only, which ends the generator.
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        cwd=Path(__file__).parent.parent,
-        timeout=limit,
-        start_new_session=True,
-        check=False,
-    )
-    if not done.stdout:
-        raise TargetError(f"the load on {target.name} could not be made: {done.stderr.decode(errors='replace')}")
-    return Result(**orjson.loads(done.stdout))
-
-
-def rotated(targets: Sequence[Target], number: int) -> list[Target]:
-    """Return the targets in the order of round `number`: each takes every place equally often."""
-    start = number % len(targets)
-    return [*targets[start:], *targets[:start]]
+    return load_on(target, url, plan.options(mode), limit_s=_MEASUREMENT_LIMIT_S)
 
 
 def run_rounds(targets: Sequence[Target], plan: Plan) -> Iterator[Measurement]:
@@ -107,8 +83,8 @@ def compared_targets(gap_s: float, *, access_log: bool) -> Iterator[tuple[Target
         yield targets
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+def _doing(measurement: Measurement) -> str:
+    return f"round {measurement.round + 1}: {measurement.target}, {measurement.mode}"
 
 
 def main(
@@ -128,13 +104,14 @@ def main(
     """Compare Preamble's CPU time and latency with nginx's, side by side in front of the same fake upstream."""
     plan = Plan(rounds, requests, streams, rate, connections)
     notes = Console(stderr=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         if plot is not None:
             report.require_matplotlib()
         where = report.environment()
         with compared_targets(gap_ms / 1e3, access_log=access_log) as targets:
-            measurements = _with_progress(run_rounds(targets, plan), rounds * len(Mode) * len(targets), notes)
+            total = rounds * len(Mode) * len(targets)
+            measurements = with_progress(run_rounds(targets, plan), total, notes, _doing)
         verdicts = [
             compare(measurements, mode, target="preamble", baseline="nginx", allowed=allowed)
             for mode, allowed in ((Mode.REQUESTS, max_request_ratio), (Mode.STREAMS, max_stream_ratio))
@@ -152,24 +129,12 @@ def main(
         )
     else:
         console = Console()
-        console.width = max(console.width, _TABLE_WIDTH)
+        console.width = max(console.width, TABLE_WIDTH)
         report.show(console, where, measurements, verdicts, doubtful)
     if plot is not None:
         report.plot(plot, measurements, verdicts)
     if not all(verdict.met for verdict in verdicts) or any(m.result.errors for m in measurements):
         raise typer.Exit(MISSED)
-
-
-def _with_progress(steps: Iterator[Measurement], total: int, console: Console) -> list[Measurement]:
-    """Return all measurements, with a bar on a terminal while they are taken."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    taken = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=total)
-        for step in steps:
-            taken.append(step)
-            progress.update(task, advance=1, description=f"round {step.round + 1}: {step.target}, {step.mode}")
-    return taken
 
 
 if __name__ == "__main__":

@@ -30,21 +30,27 @@ _PACKAGES = ("preamble", "uvicorn", "uvloop", "httptools", "orjson", "fastapi")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where and with what the figures were taken. `commit` ends in `+` when files differed from it."""
+    """Where and with what the figures were taken. `commit` ends in `+` when files differed from it.
+
+    nginx: its version, None where it is not compared with.
+    """
 
     cpu: str
     cores: int
     memory_gib: float
     system: str
     python: str
-    nginx: str
+    nginx: str | None
     packages: dict[str, str]
     commit: str
     load_average: float
 
 
-def environment() -> Environment:
-    """Return the environment of this process. Unknown parts read `unknown`. Raises `TargetError` without nginx."""
+def environment(*, with_nginx: bool = True) -> Environment:
+    """Return the environment of this process. Unknown parts read `unknown`.
+
+    with_nginx: it is compared with, so `TargetError` is raised without it.
+    """
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no")
@@ -54,7 +60,7 @@ def environment() -> Environment:
         memory_gib=round(pages / 2**30, 1),
         system=f"{platform.system()} {platform.release().partition('-')[0]}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        nginx=_output(nginx_binary(), "-v").rpartition("/")[2] or "unknown",
+        nginx=(_output(nginx_binary(), "-v").rpartition("/")[2] or "unknown") if with_nginx else None,
         packages={name: _version(name) for name in _PACKAGES},
         commit=(commit or "unknown") + ("+" if changed else ""),
         load_average=os.getloadavg()[0],
@@ -103,9 +109,7 @@ def show(
     doubtful: Sequence[str],
 ) -> None:
     """Print the environment, a table of medians, the ratios with their verdict, and what is doubtful."""
-    packages = ", ".join(f"{name} {version}" for name, version in where.packages.items())
-    console.print(f"{where.cpu}, {where.cores} cores, {where.memory_gib} GiB, {where.system}", highlight=False)
-    console.print(f"{where.python}, nginx {where.nginx}, {packages}, commit {where.commit}", highlight=False)
+    show_environment(console, where)
     console.print(_table(measurements))
     for verdict in verdicts:
         what = "64-chunk stream" if verdict.mode is Mode.STREAMS else "request"
@@ -118,6 +122,14 @@ def show(
         )
     for doubt in doubtful:
         console.print(f"[yellow]doubtful:[/] {doubt}", highlight=False)
+
+
+def show_environment(console: Console, where: Environment) -> None:
+    """Print the machine, the versions and the commit."""
+    versions = where.packages if where.nginx is None else {"nginx": where.nginx, **where.packages}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    console.print(f"{where.cpu}, {where.cores} cores, {where.memory_gib} GiB, {where.system}", highlight=False)
+    console.print(f"{where.python}, {packages}, commit {where.commit}", highlight=False)
 
 
 def _table(measurements: Sequence[Measurement]) -> Table:

@@ -134,11 +134,13 @@ http {{
 
 
 @contextlib.contextmanager
-def preamble(folder: Path, upstream: Target, *, access_log: bool) -> Iterator[Target]:
+def preamble(
+    folder: Path, upstream: Target, *, access_log: bool, name: str = "preamble", tree: Path = _ROOT
+) -> Iterator[Target]:
     """Run `preamble serve --upstream`, one worker, with API keys, a constitution, salt and metrics all on.
 
     A user's key is made and eight principles are stored over REST; then one chat shows that each part is really on the
-    path. Raises `TargetError` when it does not start or a part is missing.
+    path. `tree` is the checkout that it is run from. Raises `TargetError` when it does not start or a part is missing.
     """
     port = _free_port()
     host = upstream.requests_url.split("/")[2]
@@ -149,16 +151,19 @@ def preamble(folder: Path, upstream: Target, *, access_log: bool) -> Iterator[Ta
         "PREAMBLE_AUTH": "required",
         "PREAMBLE_ADMIN_KEY": admin_key,
         "PREAMBLE_SECRET": secrets.token_hex(32),
-        "PREAMBLE_DATA_DIR": str(folder / "preamble"),
+        "PREAMBLE_DATA_DIR": str(folder / name),
         "PREAMBLE_ACCESS_LOG": str(access_log),
+        # All the load comes from one user; a ceiling would make less work of it.
+        "PREAMBLE_MAX_CANDIDATES": "4096",
+        "PREAMBLE_MAX_CANDIDATES_PER_USER": "4096",
     }
     command = [sys.executable, "-m", "server", "serve", "--upstream", f"http://{host}"]
-    with _started("preamble", command, folder, settings) as process:
-        _wait_until_answers("preamble", process, port, "/ready", folder)
+    with _started(name, command, folder, settings, tree) as process:
+        _wait_until_answers(name, process, port, "/ready", folder)
         key = _register(port, admin_key)
         _check_that_all_is_on(port, key, int(host.rpartition(":")[2]))
         url = f"http://127.0.0.1:{port}{_CHAT}"
-        yield Target("preamble", process.pid, url, url, (("Authorization", f"Bearer {key}"),))
+        yield Target(name, process.pid, url, url, (("Authorization", f"Bearer {key}"),))
 
 
 def _register(port: int, admin_key: str) -> str:
@@ -199,6 +204,13 @@ def _check_that_all_is_on(port: int, key: str, upstream_port: int) -> None:
         raise TargetError(f"preamble runs, but without {', '.join(missing)}; the comparison would not be fair.")
 
 
+def counts(upstream: Target) -> dict[str, int]:
+    """Return what the fake upstream has counted so far: `chats`, `scorings`, `scored`, `abandoned`."""
+    _, body, _ = _call(int(upstream.requests_url.split("/")[2].rpartition(":")[2]), "GET", "/counts")
+    found: dict[str, int] = orjson.loads(body)
+    return found
+
+
 def _call(
     port: int, method: str, path: str, key: str | None = None, payload: Any = None
 ) -> tuple[int, bytes, dict[str, str]]:
@@ -224,11 +236,15 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _started(
-    name: str, command: Sequence[str], folder: Path, settings: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    tree: Path = _ROOT,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in a process group of its own, output to a file in `folder`; end the group on the way out."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PREAMBLE_")}
-    environ |= {"PYTHONPATH": str(_ROOT), **(settings or {})}
+    environ |= {"PYTHONPATH": str(tree), **(settings or {})}
     with _log(name, folder).open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,15 +25,17 @@ from adaptive.policy import Mode, ScorerName, SelectorName
 from adaptive.run import Outcome, Request
 from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer
 from adaptive.seeds import SEED_BITS
-from adaptive.selection import First, HighestScore, Majority, Selector
+from adaptive.selection import First, HighestScore, Majority, RewardModel, Selector
 from adaptive.stream import streamed
 from server.chat_answer import Wanted, completion, head_of, usage_of, whole_choice
 from server.chat_stream import ChatStream
 from server.errors import PreambleError, UpstreamBroken, UpstreamError, UpstreamUnavailable
+from server.exploration import Answered, Explorations
 from server.load_watch import LoadWatch
 from server.policy import BODY_FIELD, LISTED_ALIASES, PolicyFields
 from server.probe import Scoring, UpstreamProfile
 from server.proxy import DROPPED_RESPONSE_HEADERS, Body
+from server.reward import Conversation, RewardUpstream
 from server.sampling_metrics import SamplingMetrics
 from server.sampling_plan import PassThrough, Plan, plan
 from server.sampling_report import HEADER, Out, header_value, report
@@ -71,6 +74,8 @@ class Services:
     traces: TraceWriter
     metrics: SamplingMetrics
     keep_alive_s: float
+    explorations: Explorations
+    reward: RewardUpstream | None = None
 
 
 class ChatSampling:
@@ -102,7 +107,15 @@ class ChatSampling:
         served = () if profile is None else profile.model_names
         asked = header is not None or body.get(BODY_FIELD) is not None
         text = None if header is None else header.decode("latin-1")
-        planned = plan(body, text, self._default, served, own, self._services.lacks_read_out)
+        planned = plan(
+            body,
+            text,
+            self._default,
+            served,
+            own,
+            self._services.lacks_read_out,
+            reward_model=self._services.reward is not None,
+        )
         if planned.reason is not None:
             if planned.reason is PassThrough.OFF and not asked and not self._always:
                 return None  # a model that has a colon in its name
@@ -154,18 +167,20 @@ class ChatRun:
             ),
             scoring=(None if profile is None else profile.scoring) or Scoring.LOGPROB_TOKEN_IDS,
             max_model_len=_context_tokens(profile, body.get("model")),
+            # For an answer that a deadline cuts before the upstream has said anything.
+            head={"created": int(time.time()), "model": body.get("model")},
         )
         self.took_s = 0.0
 
     async def serve(self, out: Out) -> None:
         """Answer the request. Raises `PreambleError` as long as nothing has been sent."""
         run = await self._run()
-        chat = ChatStream(out, self._engine, self._id, self._wanted, self._services.keep_alive_s)
+        chat = ChatStream(out, self._engine, self._id, self._wanted)
         outcome: Outcome | None = None
         try:
             with self._services.load.sampling():
                 if self._stream:
-                    async with streamed(run) as events:
+                    async with streamed(run, quiet_s=self._services.keep_alive_s) as events:
                         outcome = await chat.relay(events)
                 else:
                     outcome = await run.run()
@@ -175,17 +190,20 @@ class ChatRun:
         finally:
             trace = run.trace()
             self.took_s = trace.took_s
-            self._services.metrics.count(trace, outcome)
+            self._services.metrics.count(trace, outcome, chat.first_token_s)
         plain = outcome.trace.to_plain(with_text=True) | {"id": self._id, "prompt_tokens": len(self._engine.prompt)}
         await self._services.traces.keep(self._id, self._user, plain)
         told = report(outcome, chat.first_token_s)
         if self._stream:
             await chat.finish(outcome, told, self._usage_of(outcome))
-            return
-        body = orjson.dumps(self._completion(outcome, told))
-        length = (b"content-length", b"%d" % len(body))
-        await out.begin(200, ((b"content-type", b"application/json"), length, (HEADER, header_value(told))))
-        await out.end(body)
+        else:
+            body = orjson.dumps(self._completion(outcome, told))
+            length = (b"content-length", b"%d" % len(body))
+            await out.begin(200, ((b"content-type", b"application/json"), length, (HEADER, header_value(told))))
+            await out.end(body)
+        self._services.explorations.offer(
+            Answered(self._id, self._user, run.request, outcome, self._engine, self._scorer, plain)
+        )
 
     async def _run(self) -> BestOfN:
         services, policy = self._services, self._plan.policy
@@ -213,22 +231,26 @@ class ChatRun:
 
     async def _scorers(self) -> tuple[Scorer, ...]:
         """Return the policy's scorer, and the one that takes over when it fails."""
-        last = MeanLogProbabilityScorer()
+        first, last = await self._scorer(self._engine), MeanLogProbabilityScorer()
+        return (last,) if first.name == last.name else (first, last)
+
+    async def _scorer(self, engine: VllmEngine) -> Scorer:
+        """Return the policy's scorer on that engine."""
         match self._plan.policy.scorer:
             case ScorerName.SELF_EVALUATION:
-                return ChatSelfEvaluation(self._engine, self._services.tokens), last
+                return ChatSelfEvaluation(engine, self._services.tokens)
             case ScorerName.READ_OUT:
-                labels = self._services.tokens.read_out(self._engine.request.model)
+                labels = self._services.tokens.read_out(engine.request.model)
                 if labels is not None:
-                    return ReadOutScorer(labels), last
+                    return ReadOutScorer(labels)
                 # The plan refuses it for every model that is served: so what is served is not known, or this is not.
                 if self._services.profile() is None:
                     raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")
-                return (last,)  # never heard: the upstream says itself that it has no such model
+                return MeanLogProbabilityScorer()  # never heard: the upstream says itself that it has no such model
             case ScorerName.GROUP_CONFIDENCE:
-                return GroupConfidenceScorer(), last
+                return GroupConfidenceScorer()
             case ScorerName.MEAN_LOG_PROBABILITY:
-                return (last,)
+                return MeanLogProbabilityScorer()
 
     def _selector(self) -> Selector:
         policy = self._plan.policy
@@ -237,6 +259,11 @@ class ChatRun:
                 return Majority(policy.answer_of())
             case SelectorName.FIRST:
                 return First()
+            case SelectorName.REWARD_MODEL if self._services.reward is not None:
+                request = self._engine.request
+                salt = request.body.get("cache_salt")
+                told = Conversation(request.body["messages"], request.upstream_id, salt)
+                return RewardModel(self._services.reward.of(told))
             case _:
                 return HighestScore()
 

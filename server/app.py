@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import secrets
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final
@@ -30,8 +31,9 @@ from server.metrics import Metrics
 from server.openapi import describe_proxied_routes
 from server.probe import count_tokens, probe
 from server.proxy import Proxy
+from server.reward import reward_upstream
 from server.same_machine import check_same_machine
-from server.sampling_setup import chat_sampling, load_watch, trace_files
+from server.sampling_setup import chat_explorations, chat_sampling, load_watch, trace_files
 from server.settings import Settings
 from server.store import Store
 from server.tally import Tally
@@ -98,7 +100,9 @@ def create_app(settings: Settings) -> PreambleApp:
     )
     watch = UpstreamWatch(partial(probe, upstream), forced_placement=_PLACEMENTS[settings.system_role])
     load = load_watch(settings, upstream, metrics)
-    sampling = chat_sampling(settings, upstream, watch, load, metrics, callers.policy)
+    reward = reward_upstream(settings)
+    explorations = chat_explorations(settings, load, metrics, chance=secrets.SystemRandom().random)
+    sampling = chat_sampling(settings, upstream, watch, load, metrics, callers.policy, explorations, reward)
     access_log = AccessLog() if settings.access_log else None
 
     @contextlib.asynccontextmanager
@@ -110,8 +114,11 @@ def create_app(settings: Settings) -> PreambleApp:
             if access_log is not None:
                 stack.callback(access_log.flush)
             stack.push_async_callback(upstream.aclose)
+            if reward is not None:
+                stack.push_async_callback(reward.aclose)
             await stack.enter_async_context(watch.running())
             await stack.enter_async_context(load.running())
+            await stack.enter_async_context(explorations.running())
             await directory.refresh()
             app.proxy = Proxy(
                 callers=callers,

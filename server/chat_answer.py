@@ -98,11 +98,14 @@ def streamed_choice(choice: Choice, index: int, wanted: Wanted) -> dict[str, Any
     return shown
 
 
-def cut_choice(index: int) -> dict[str, Any]:
-    """Return the last chunk of a choice that a limit of ours has cut: to the client it ran out of length."""
+def cut_choice(index: int, *, first: bool) -> dict[str, Any]:
+    """Return the last chunk of a choice that a limit of ours has cut: to the client it ran out of length.
+
+    first: it is its first chunk too, which says whose turn it is.
+    """
     return {
         "index": index,
-        "delta": {},
+        "delta": {"role": "assistant", "content": ""} if first else {},
         "logprobs": None,
         "finish_reason": "length",
         "stop_reason": None,

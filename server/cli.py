@@ -17,6 +17,7 @@ from rich.console import Console
 from constitutions.constitution import ConstitutionError
 from server import __version__
 from server.cli_constitution import constitution_app
+from server.cli_eval import eval_command
 from server.cli_keys import keys_app
 from server.cli_options import (
     AsJson,
@@ -31,6 +32,7 @@ from server.cli_options import (
     of_setting,
 )
 from server.cli_policy import policy_app
+from server.cli_report import report_app
 from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
@@ -53,6 +55,8 @@ app = typer.Typer(
 app.add_typer(keys_app, name="keys")
 app.add_typer(constitution_app, name="constitution")
 app.add_typer(policy_app, name="policy")
+app.add_typer(report_app, name="report")
+app.command(name="eval")(eval_command)
 
 
 def main() -> None:

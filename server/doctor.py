@@ -14,9 +14,11 @@ from rich.text import Text
 
 from server.checks import Check, Report, Status, failed, ok
 from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store, store_exists
+from server.doctor_reward import check_reward
 from server.doctor_upstream import check_upstream
 from server.engine import engine_available
 from server.probe import probing_client
+from server.reward import reward_upstream
 from server.settings import Settings, SettingsError
 from server.terminal import say
 
@@ -38,6 +40,7 @@ def examine(load: Callable[[], Settings]) -> Report:
         checks += [check_self_evaluation(settings), _check_engine(settings)]
     else:
         checks += asyncio.run(_examine_upstream(settings))
+    checks += [] if settings.reward_upstream is None else [asyncio.run(_examine_reward(settings))]
     return Report(tuple(checks))
 
 
@@ -58,6 +61,16 @@ def print_report(report: Report, console: Console, *, as_json: bool) -> None:
 async def _examine_upstream(settings: Settings) -> list[Check]:
     async with probing_client(settings) as client:
         return await check_upstream(settings, client, nonce=secrets.token_hex(8))
+
+
+async def _examine_reward(settings: Settings) -> Check:
+    reward = reward_upstream(settings)
+    if reward is None:
+        raise ValueError("no reward upstream is set")
+    try:
+        return await check_reward(reward, settings)
+    finally:
+        await reward.aclose()
 
 
 def _check_engine(settings: Settings) -> Check:

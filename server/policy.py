@@ -92,7 +92,7 @@ class PolicyFields(BaseModel):
     scorer: ScorerName = Field(ScorerName.SELF_EVALUATION, description="Where scores come from.")
     selector: SelectorName = Field(
         SelectorName.SELF_EVALUATION,
-        description="How the reply is picked: self_evaluation = the highest score. reward_model is not available.",
+        description="How the reply is picked: self_evaluation = the highest score. reward_model: where one is set up.",
     )
     answer_regex: str | None = Field(None, description="For the selector majority: group 1 of the last match.")
     answer_json_path: str | None = Field(None, description="For the selector majority: a path such as $.result.total.")
@@ -151,8 +151,6 @@ def build(said: Mapping[str, Any]) -> Policy:
         values["annealing"] = Annealing(**values["annealing"])
     if "checkpoints" in values:
         values["checkpoints"] = tuple(Checkpoint(**each) for each in values["checkpoints"])
-    if values.get("selector") is SelectorName.REWARD_MODEL:
-        raise PolicyError("selector", "'reward_model' needs an upstream reward model, and none can be set yet")
     return Policy(**values)
 
 

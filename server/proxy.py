@@ -619,7 +619,10 @@ class _Request:
         if is_token and not self._response_bytes:
             self._first_token_s = perf_counter() - self._started
         self._response_bytes += len(data) if is_token else 0
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._connection is not None and self._connection.write_chunk(data):
+            return
+        rest = data if self._connection is None else b""  # then the client is behind: wait for it
+        await self._send({"type": "http.response.body", "body": rest, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         """Send its last piece."""

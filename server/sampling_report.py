@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from adaptive.candidate import CandidateRecord, Fate
+from adaptive.first_token import plain_first_token
 from adaptive.restraint import restraints
 from adaptive.run import Outcome
 from server.sampling_hint import hint
@@ -48,9 +49,9 @@ def report(outcome: Outcome, first_token_s: float | None) -> dict[str, Any]:
             for each in outcome.degradations
         ],
         "seed": trace.seed,
-        # Plain best-of-N has its first token when its last candidate is complete: at `took_ms` or later.
-        "first_token_ms": None if first_token_s is None else round(first_token_s * 1000, 1),
-        "took_ms": round(trace.took_s * 1000, 1),
+        "first_token_ms": _ms(first_token_s),
+        **_plain_first_token(outcome, streamed=first_token_s is not None),
+        "took_ms": _ms(trace.took_s),
     }
     said = hint(outcome)
     return told if said is None else told | {"hint": said}
@@ -74,6 +75,19 @@ def header_value(told: dict[str, Any]) -> bytes:
 def passed_through(reason: str) -> bytes:
     """Return the header of a request that was not sampled."""
     return f"pass_through={reason}".encode()
+
+
+def _plain_first_token(outcome: Outcome, *, streamed: bool) -> dict[str, Any]:
+    """Return when plain best-of-N would have begun to stream, and whether that is this run's own figure or a guess."""
+    plain = plain_first_token(outcome.trace) if streamed else None
+    return {
+        "best_of_n_first_token_ms": None if plain is None else _ms(plain.after_s),
+        "best_of_n_first_token_is_estimated": None if plain is None else plain.estimated,
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 1)
 
 
 def _choice(record: CandidateRecord) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from adaptive.clock import LoopClock
 from adaptive.limits import Ceiling, LoadShedding
 from server.adaptive_chat import ChatSampling, Services
+from server.exploration import Explorations
 from server.load_watch import LoadWatch
 from server.metrics import Metrics
 from server.policy import PolicyFields
+from server.reward import RewardUpstream
 from server.self_evaluation_config import SelfEvaluationConfigs, read_config
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings
@@ -29,6 +31,24 @@ def load_watch(settings: Settings, upstream: UpstreamClient, metrics: Metrics) -
     return LoadWatch(upstream, LoopClock(), period_s=settings.load_poll_s, publish=publish)
 
 
+def chat_explorations(
+    settings: Settings, load: LoadWatch, metrics: Metrics, *, chance: Callable[[], float]
+) -> Explorations:
+    """Return the explorations, which have to be run. chance: numbers from 0 to 1, by which requests are chosen."""
+    most = max(1, settings.exploration_candidates)  # without a share none is ever begun
+    shedding = LoadShedding(settings.load_low, settings.load_high)
+    return Explorations(
+        share=settings.exploration_share,
+        most=settings.max_explorations,
+        chance=chance,
+        ceiling=Ceiling(most, most),
+        calm=lambda candidates: shedding.allowed(candidates, load.waiting()) == candidates,
+        clock=LoopClock(),
+        traces=TraceWriter(trace_files(settings)),
+        metrics=metrics.sampling,
+    )
+
+
 def chat_sampling(
     settings: Settings,
     upstream: UpstreamClient,
@@ -36,11 +56,17 @@ def chat_sampling(
     load: LoadWatch,
     metrics: Metrics,
     policy_of: Callable[[str], PolicyFields | None],
+    explorations: Explorations,
+    reward: RewardUpstream | None,
 ) -> ChatSampling:
     """Return the sampling of chat completions; `policy_of` gives a user's default policy, from memory.
 
     The ceilings are shared out among the workers, so that they hold. Raises `SelfEvaluationConfigError`.
     """
+    ceiling = Ceiling(
+        settings.worker_candidates - settings.exploration_candidates,
+        settings.max_candidates_per_user // settings.workers,
+    )
     file = settings.self_evaluation
     configs = SelfEvaluationConfigs(
         lambda: watch.profile, explicit=None if file is None else read_config(file), own=settings.model
@@ -51,14 +77,13 @@ def chat_sampling(
         suspect=watch.suspect,
         tokens=SelfEvaluationTokens(upstream, upstream_now=lambda: watch.profile, config_of=configs.of),
         lacks_read_out=configs.lacks_read_out,
-        ceiling=Ceiling(
-            max(1, settings.max_candidates // settings.workers),
-            max(1, settings.max_candidates_per_user // settings.workers),
-        ),
+        ceiling=ceiling,
         shedding=LoadShedding(settings.load_low, settings.load_high),
         load=load,
         traces=TraceWriter(trace_files(settings)),
         metrics=metrics.sampling,
         keep_alive_s=settings.keep_alive_s,
+        explorations=explorations,
+        reward=reward,
     )
     return ChatSampling(services, settings.policy, policy_of)

@@ -15,6 +15,7 @@ from rich.console import Console
 from server.probe import probing_client, served_models
 from server.settings import Settings
 from server.terminal import say
+from server.watching import how_to_watch
 
 _STARTING_POLL_S: Final = 0.1
 _RUNNING_POLL_S: Final = 0.5
@@ -61,7 +62,7 @@ class Announcement:
         )
 
     def ready(self) -> None:
-        """Print the base URL and three lines of Python that use it."""
+        """Print the base URL, three lines of Python that use it, and how to watch it."""
         names = asyncio.run(_model_names(self._settings))
         model = names[0] if names else "MODEL"
         if self._as_json:
@@ -73,6 +74,8 @@ class Announcement:
         say(self._out, "from openai import OpenAI")
         say(self._out, f'client = OpenAI(base_url="{self.base_url}/v1", api_key="{key}")')
         say(self._out, f"print(client.chat.completions.create({ask}).choices[0].message.content)\n")
+        for line in how_to_watch(self.base_url, self._settings.upstream):
+            say(self._out, line)
 
 
 class Watch:

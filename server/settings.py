@@ -14,24 +14,45 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from adaptive.errors import PolicyError
-from adaptive.policy import Mode
+from adaptive.policy import Mode, SelectorName
 from server.policy import PolicyFields, build
 
 PREFIX = "PREAMBLE_"
 MASK = "**********"
 _SECRET_CHARS = 16
+_EXPLORATIONS_ONE_IN = 4  # of a worker's concurrent candidates
+_FEWEST_TO_EXPLORE = 2  # the smallest best-of-N
 
 # user:password@ in a URL, and the value after an engine argument that carries a secret.
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@]*(?=@)")
 _SECRET_ARGUMENT = re.compile(r"--(?:api-key|hf-token)(?:=|$)")
+
+
+class RewardRoute(StrEnum):
+    """How the reward upstream is asked; `reward.py` says what each means."""
+
+    AUTO = "auto"
+    CLASSIFY = "classify"
+    POOLING = "pooling"
+    SCORE = "score"
 
 
 class SettingsError(Exception):
@@ -61,6 +82,15 @@ class Settings(BaseModel):
     system_role: Literal["auto", "system", "first_user"] = Field(
         "auto", description="Where a constitution goes; auto asks the upstream whether its template has a system role."
     )
+
+    # The upstream reward model, for the selector reward_model.
+    reward_upstream: str | None = Field(None, description="Base URL of a vLLM that serves a reward model.")
+    reward_upstream_api_key: SecretStr | None = Field(None, description="Sent to it as a bearer token.")
+    reward_model: str | None = Field(None, description="Its name there. Unset: the first that /v1/models lists.")
+    reward_route: RewardRoute = Field(
+        RewardRoute.AUTO, description="How it is asked: classify, pooling or score; auto tries them in this order."
+    )
+    reward_timeout_s: float = Field(30.0, gt=0, description="Longest wait for the rewards of a request's candidates.")
 
     # The embedded engine.
     model: str | None = Field(
@@ -96,6 +126,10 @@ class Settings(BaseModel):
     )
     max_candidates: int = Field(256, ge=1, description="Most concurrent candidates, shared out among the workers.")
     max_candidates_per_user: int = Field(64, ge=1, description="The same for any one user.")
+    exploration_share: float = Field(
+        0.0, ge=0, le=1, description="Share of sampled requests for which full best-of-N is run afterwards, to measure."
+    )
+    max_explorations: int = Field(1, ge=1, description="Most of these runs at once, per worker.")
     load_low: int = Field(
         2, ge=0, description="Up to this many requests waiting upstream a policy is followed in full."
     )
@@ -122,9 +156,9 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal.")
     access_log: bool = Field(True, description="One log event per request on the proxied routes.")
 
-    @field_validator("upstream")
+    @field_validator("upstream", "reward_upstream")
     @classmethod
-    def _upstream_is_a_base_url(cls, value: str | None) -> str | None:
+    def _upstream_is_a_base_url(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
@@ -135,7 +169,7 @@ class Settings(BaseModel):
         if parts.scheme not in {"http", "https"} or not sound:
             raise ValueError("must be a base URL such as http://127.0.0.1:8000")
         if parts.query or parts.fragment or parts.username:
-            raise ValueError("must be a bare base URL; an API key goes into upstream_api_key")
+            raise ValueError(f"must be a bare base URL; an API key goes into {info.field_name}_api_key")
         return value.rstrip("/").removesuffix("/v1")
 
     @field_validator("database_url")
@@ -174,6 +208,35 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _the_selector_has_its_model(self) -> Self:
+        if self.policy.selector is SelectorName.REWARD_MODEL and self.reward_upstream is None:
+            raise ValueError(
+                "policy: the selector 'reward_model' needs one; set reward_upstream to the URL of its vLLM"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _explorations_have_room(self) -> Self:
+        if self.exploration_share and self.exploration_candidates < _FEWEST_TO_EXPLORE:
+            least = _FEWEST_TO_EXPLORE * _EXPLORATIONS_ONE_IN * self.workers
+            raise ValueError(
+                f"max_candidates: is {self.max_candidates}; explorations get one in {_EXPLORATIONS_ONE_IN} of each "
+                f"worker's part, so give at least {least}, or set exploration_share to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ceilings_can_be_shared_out(self) -> Self:
+        for name in ("max_candidates", "max_candidates_per_user"):
+            ceiling = getattr(self, name)
+            if ceiling < self.workers:
+                raise ValueError(
+                    f"{name}: is {ceiling}; it is shared out among {self.workers} workers, each of which needs one. "
+                    f"Raise it to {self.workers}, or start fewer workers"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _no_open_proxy(self) -> Self:
         if self.auth == "off" and not self.loopback_only:
             raise ValueError(
@@ -196,6 +259,16 @@ class Settings(BaseModel):
     def auth_required(self) -> bool:
         """True when a request without a valid API key is refused."""
         return self.auth == "required" or (self.auth == "auto" and not self.loopback_only)
+
+    @property
+    def worker_candidates(self) -> int:
+        """Most concurrent candidates of one worker, explorations included."""
+        return max(1, self.max_candidates // self.workers)
+
+    @property
+    def exploration_candidates(self) -> int:
+        """How many of these are set aside for explorations, so that no client ever waits for one."""
+        return self.worker_candidates // _EXPLORATIONS_ONE_IN if self.exploration_share else 0
 
     @property
     def store_url(self) -> str:

@@ -8,7 +8,7 @@ one cached prefix and each can be aborted alone, by closing its stream. Token id
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -27,7 +27,7 @@ from adaptive.engine import (
     TokenIds,
 )
 from adaptive.policy import ScorerName
-from adaptive.scoring import Score, ScoringFailed, SelfEvaluationScorer
+from adaptive.scoring import MIN_LABEL_MASS, Score, ScoringFailed, SelfEvaluationScorer
 from server.errors import UpstreamError
 from server.probe import Scoring, cached_tokens
 from server.self_evaluation_tokens import SelfEvaluationTokens
@@ -40,6 +40,8 @@ _BUSY: Final = frozenset({429, 503})
 _WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425})
 _DONE: Final = b"[DONE]"
 _NEVER: Final = -math.inf
+# What a score has in common with its candidate: it is scheduled like it, and reads the same cache.
+_OF_SCORES: Final = ("model", "cache_salt", "priority")
 
 
 class Answer(Protocol):
@@ -114,9 +116,9 @@ class VllmEngine:
 
     scoring: what the upstream can, as probed. max_model_len: in tokens, None if not known. most_tokens: the run's
     `Request.max_tokens`.
-    What it learns on the way: prompt, the prompt's token ids; head, the fields that all chunks share; usages, the
-    upstream's usage of each candidate that ended; refusal, the first answer that was no reply; broken, the first
-    failure to reach the upstream.
+    What it learns on the way: prompt, the prompt's token ids; head, the fields that all chunks share (until the first
+    chunk those that it was given); usages, the upstream's usage of each candidate that ended; refusal, the first answer
+    that was no reply; broken, the first failure to reach the upstream.
     """
 
     upstream: Upstream
@@ -129,6 +131,7 @@ class VllmEngine:
     usages: dict[int, dict[str, Any]] = field(default_factory=dict)
     refusal: Refusal | None = None
     broken: UpstreamError | None = None
+    _heard: bool = False
     _score_calls: int = 0
 
     async def generate(self, prompt: TokenIds, sampling: Sampling) -> AsyncGenerator[GeneratedTokens, None]:  # noqa: ARG002 -- the prompt is the chat's
@@ -149,14 +152,16 @@ class VllmEngine:
             # The last step is held until the stream's end: its usage comes later, and a stream that was read to its
             # end leaves a connection that can be used again.
             last: GeneratedTokens | None = None
-            async for event in _events(response):
-                step = self._step(event, sampling)
-                if step is None:
-                    continue
-                if step.finish_reason is not None:
-                    last = step
-                else:
-                    yield step
+            events = _Events()
+            async for chunk in response:
+                for event in events.decoded(chunk):
+                    step = self._step(event, sampling)
+                    if step is None:
+                        continue
+                    if step.finish_reason is not None:
+                        last = step
+                    else:
+                        yield step
             if last is not None:
                 yield last
         except UpstreamError as error:
@@ -202,7 +207,8 @@ class VllmEngine:
     def _step(self, event: dict[str, Any], sampling: Sampling) -> GeneratedTokens | None:
         if "error" in event:
             raise EngineFailed(f"the upstream broke off: {_message(event)}")
-        if not self.head:
+        if not self._heard:
+            self._heard = True
             self.head = {name: event.get(name) for name in ("created", "model", "system_fingerprint")}
         if event.get("system_fingerprint"):
             self.head["system_fingerprint"] = event["system_fingerprint"]
@@ -215,6 +221,8 @@ class VllmEngine:
             return None
         choice = choices[0]
         entries = (choice.get("logprobs") or {}).get("content") or ()
+        if self.request.body.get("logprobs") is not True:
+            choice["logprobs"] = None  # asked for by us: of all that a run keeps for each token, more than half
         content = choice.get("delta", {}).get("content")
         return GeneratedTokens(
             token_ids=tuple(choice.get("token_ids") or ()),
@@ -249,7 +257,7 @@ class VllmEngine:
 
     async def _ask(self, path: str, question: dict[str, Any]) -> Any:
         self._score_calls += 1
-        common = {name: self.request.body[name] for name in ("model", "cache_salt") if name in self.request.body}
+        common = {name: self.request.body[name] for name in _OF_SCORES if name in self.request.body}
         headers = self._headers(f"s{self._score_calls}")
         try:
             response = await self.upstream.request("POST", path, headers=headers, body=orjson.dumps(common | question))
@@ -286,10 +294,14 @@ class VllmEngine:
 
 @dataclass(frozen=True, slots=True)
 class ChatSelfEvaluation:
-    """Self-evaluation of a chat: `SelfEvaluationScorer`, once the upstream has said what the prompt's tokens are."""
+    """Self-evaluation of a chat: `SelfEvaluationScorer`, once the upstream has said what the prompt's tokens are.
+
+    min_label_mass: as there.
+    """
 
     engine: VllmEngine
     tokens: SelfEvaluationTokens
+    min_label_mass: float = MIN_LABEL_MASS
     name: str = ScorerName.SELF_EVALUATION.value
     top_logprobs: int | None = None
     readout_ids: TokenIds = ()
@@ -300,7 +312,12 @@ class ChatSelfEvaluation:
             raise ScoringFailed("the upstream does not give the prompt's token ids")
         question = await self.tokens.of(self.engine.request.model)
         scorer = SelfEvaluationScorer(
-            self.engine, self.engine.prompt, question.suffix, question.labels, frozenset({question.end_id})
+            self.engine,
+            self.engine.prompt,
+            question.suffix,
+            question.labels,
+            frozenset({question.end_id}),
+            self.min_label_mass,
         )
         return await scorer.score(partials)
 
@@ -314,11 +331,15 @@ def _kind(status: int) -> type[EngineError]:
     return EngineFailed
 
 
-async def _events(response: Answer) -> AsyncIterator[dict[str, Any]]:
-    """Yield the decoded events of a chat's stream. Raises `EngineFailed` for what is none."""
-    rest = b""
-    async for chunk in response:
-        *events, rest = (rest + chunk).split(b"\n\n")
+class _Events:
+    """Decodes a chat's stream, however its bytes are cut. No generator that waits: it is on the path of every token."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def decoded(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the events that this chunk completes. Raises `EngineFailed` for what is none."""
+        *events, self._rest = (self._rest + chunk).split(b"\n\n")
         for event in events:
             data = event.strip()
             if not data.startswith(b"data:"):

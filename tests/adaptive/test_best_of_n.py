@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -71,6 +73,19 @@ def test_a_good_candidate_stops_its_siblings_at_once() -> None:
     assert (played.returned, played.outcome.reason) == (2, StopReason.THRESHOLD)
     assert played.engine.aborted == {3: 8.0}
     assert played.took_s == 8.0
+
+
+def test_a_high_score_at_a_checkpoint_does_not_stop_sampling_when_the_candidate_ends() -> None:
+    """Only its final score may: what it looked like half way is no judgement of what it became."""
+    scripts = [script(0, 3), script(1, 2), script(2, 4)]
+
+    def score(candidate: int, tokens: int) -> float:
+        return 0.95 if (candidate, tokens) == (2, 2) else 0.1 * (candidate + 1)
+
+    policy = Policy(n_max=3, batch_growth=3, checkpoints=(Checkpoint(2, 0.5),))
+    played = play(make_engine(scripts, score), policy)
+    assert played.outcome.reason is StopReason.N_MAX
+    assert played.outcome.choices[0].scores[-1].value == pytest.approx(0.3)
 
 
 def test_later_candidates_are_drawn_at_annealed_temperatures_and_derived_seeds() -> None:
@@ -370,6 +385,13 @@ def test_an_engine_that_dies_after_one_candidate_finished_still_answers() -> Non
     assert played.outcome.choices[0].token_ids == tokens_of(0, 2)
 
 
+def test_an_engine_that_dies_between_two_batches_is_not_asked_for_all_that_the_policy_allows() -> None:
+    scripts = [script(0, 3), *(script(c, 0, failure=EngineFailed("down")) for c in range(1, 16))]
+    played = play(make_engine(scripts, constant(*[0.1] * 16)), Policy(mode=Mode.ADAPTIVE, n_max=16, checkpoints=()))
+    assert (played.returned, batches(played)) == (0, [1, 1, 2])
+    assert played.outcome.reason is StopReason.ENGINE_FAILED
+
+
 def test_a_stream_that_ends_without_a_finish_reason_is_a_lost_candidate() -> None:
     engine = ScriptedEngine([reply(tokens_of(0, 2), finish_reason=None)], LoopClock())
     with pytest.raises(EngineFailed, match="finish reason"):
@@ -462,6 +484,22 @@ def test_cancelling_a_run_aborts_every_candidate_and_leaves_no_task() -> None:
     assert [call.error for call in run.trace().scoring] == ["not waited for"]
 
 
+def test_a_run_that_is_over_is_freed_without_the_garbage_collector() -> None:
+    async def main() -> bool:
+        engine = make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.2, 0.3, 0.4))
+        run = make_run(engine, pruned_at(3, 0.5))
+        freed = weakref.ref(engine)
+        assert (await run.run()).spend.candidates[Fate.PRUNED] == 2
+        del run, engine
+        return freed() is None
+
+    gc.disable()
+    try:
+        assert run_virtually(main())
+    finally:
+        gc.enable()
+
+
 def test_a_run_cancelled_before_its_first_step_gives_its_slots_back() -> None:
     ceiling = Ceiling(total=8, per_holder=8)
     run = make_run(make_engine([script(c, 50) for c in range(4)]), BEST_OF_4, slots=ceiling.slots("ada"))
@@ -530,9 +568,27 @@ def test_a_reward_model_picks_without_buying_final_scores() -> None:
 
 
 def test_a_failing_reward_model_gives_way_to_the_scores_and_is_named() -> None:
-    played = play(make_engine([script(c, 3) for c in range(4)]), BEST_OF_4, selector=RewardModel(Rewards(None)))
-    assert (played.returned, played.outcome.selector) == (0, "self_evaluation")
-    assert played.outcome.degradations[0].cause == "reward model is away"
+    engine = make_engine([script(c, 3) for c in range(4)], constant(0.1, 0.4, 0.9, 0.2))
+    played = play(engine, BEST_OF_4, selector=RewardModel(Rewards(None)))
+    assert (played.returned, played.outcome.selector) == (2, "self_evaluation")
+    assert [(each.part, each.cause) for each in played.outcome.degradations] == [("selector", "reward model is away")]
+    assert [len(call) for call in engine.scored] == [4]
+
+
+def test_where_reward_model_and_scorer_fail_the_next_scorer_judges() -> None:
+    failures = [EngineFailed("no room")]
+    scripts = [reply(tokens_of(c, 3), logprob=logprob) for c, logprob in enumerate((-2.0, -0.1, -1.0, -3.0))]
+    engine = make_engine(scripts, scoring_failures=failures)
+    played = play(engine, BEST_OF_4, selector=RewardModel(Rewards(None)))
+    assert (played.returned, played.outcome.scorer) == (1, "mean_log_probability")
+    assert [each.part for each in played.outcome.degradations] == ["selector", "scorer"]
+
+
+def test_scores_that_a_failed_reward_model_makes_needed_do_not_outlast_the_deadline() -> None:
+    policy = Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=(), deadline_ms=5000)
+    engine = make_engine([script(c, 3) for c in range(2)], constant(0.1, 0.9), score_s=60.0)
+    played = play(engine, policy, selector=RewardModel(Rewards(None, takes_s=1.0)))
+    assert (played.took_s, played.returned) == (5.0, 0)
 
 
 @pytest.mark.parametrize("deadline_s", [1.5, 4.0])
@@ -544,6 +600,7 @@ def test_a_reward_model_does_not_outlast_the_deadline(deadline_s: float) -> None
     assert played.took_s == deadline_s
     assert rewards.asked is (deadline_s == 4.0)
     assert "deadline" in played.outcome.degradations[0].cause
+    assert engine.scored == []
 
 
 def test_the_first_selector_neither_scores_nor_prefers() -> None:

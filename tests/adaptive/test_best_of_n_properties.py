@@ -164,3 +164,5 @@ def test_what_was_saved_and_spent_adds_up_to_full_best_of_n(run: Runs, policy: P
     assert saved.spent_tokens == sum(each.tokens for each in played.outcome.trace.candidates)
     assert saved.saved_tokens + saved.spent_tokens + saved.scoring_cost == pytest.approx(saved.full_tokens)
     assert saved.saved_share <= 1.0
+    assert saved.saved_engine_s + saved.spent_engine_s == pytest.approx(saved.full_engine_s)
+    assert 0.0 <= played.outcome.spend.candidate_s <= played.took_s * len(played.outcome.trace.candidates) + 1e-9

@@ -10,7 +10,7 @@ import pytest
 import adaptive
 
 FORBIDDEN = {"server", "constitutions", "loadtests", "tests", "fastapi", "pydantic", "httptools"}
-MODULES = sorted(Path(adaptive.__path__[0]).glob("*.py"))
+MODULES = sorted(Path(adaptive.__path__[0]).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:

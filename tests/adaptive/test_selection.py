@@ -81,9 +81,9 @@ async def test_a_reply_that_was_cut_does_not_vote() -> None:
 class Rewards:
     def __init__(self, *rewards: float) -> None:
         self.given = rewards
-        self.replies: Sequence[str] = ()
+        self.replies: Sequence[Finalist] = ()
 
-    async def rewards(self, replies: Sequence[str]) -> tuple[float, ...]:
+    async def rewards(self, replies: Sequence[Finalist]) -> tuple[float, ...]:
         self.replies = replies
         return self.given
 
@@ -91,7 +91,7 @@ class Rewards:
 async def test_the_highest_reward_wins_even_below_zero() -> None:
     rewards = Rewards(-5.0, -2.0, -3.0)
     assert await RewardModel(rewards).rank([finalist(0, "a"), finalist(1, "b"), finalist(2, "c")]) == (1, 2, 0)
-    assert rewards.replies == ["a", "b", "c"]
+    assert [each.text for each in rewards.replies] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("given_rewards", [(1.0,), (1.0, math.nan)])

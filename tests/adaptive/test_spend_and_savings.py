@@ -63,9 +63,37 @@ def test_lost_candidates_are_spent_and_save_nothing() -> None:
 
 
 def test_measured_savings_rest_on_a_run_and_not_on_assumptions(played: Played) -> None:
-    full = play(make_engine([script(c, 10) for c in range(4)]), PRUNED.exhaustive())
+    full = play(make_engine([script(c, 10) for c in range(4)], score_s=3.0), PRUNED.exhaustive())
     saved = measured(played.outcome.spend, full.outcome.spend)
     assert (saved.full_tokens, saved.estimated) == (40, False)
+    assert saved.full_engine_s == 4 * 10
+    assert saved.spent_engine_s == played.outcome.spend.engine_s
+
+
+def test_engine_seconds_are_those_of_every_candidate_and_of_every_scoring_call_once() -> None:
+    engine = make_engine(
+        [script(0, 10), script(1, 8, every_s=2.0), script(2, 10)], constant(0.8, 0.9, 0.1), score_s=0.5
+    )
+    spend = play(engine, Policy(mode=Mode.BEST_OF_N, n_max=3, checkpoints=(Checkpoint(2, 0.5),))).outcome.spend
+    # The checkpoint is reached by the slowest at 4 s; its score is there half a second later, and stops the last.
+    assert spend.candidate_s == 10 + 16 + 4.5
+    assert spend.scoring_s == 3 * 0.5
+    assert spend.engine_s == 32
+
+
+def test_engine_seconds_of_full_best_of_n_are_estimated_as_its_tokens_are(played: Played) -> None:
+    saved = played.outcome.savings
+    assert saved.full_engine_s == 10 + 8 + 2 * 9
+    assert saved.spent_engine_s == 10 + 8 + 2 * 2
+    assert saved.saved_engine_s == 14
+    cut = play(make_engine([script(0, 6)], constant(0.95), score_s=2.0), Policy(n_max=8, checkpoints=()))
+    assert (cut.outcome.savings.full_engine_s, cut.outcome.savings.spent_engine_s) == (48, 8)
+
+
+def test_a_failed_scoring_call_took_its_time_too() -> None:
+    engine = make_engine([script(c, 4) for c in range(2)], score_s=3.0, scoring_failures=[EngineFailed("no room")])
+    spend = play(engine, Policy(mode=Mode.BEST_OF_N, n_max=2, checkpoints=())).outcome.spend
+    assert (spend.scoring_s, spend.scoring_tokens) == (3.0, 0)
 
 
 def test_regret_is_never_negative() -> None:

@@ -43,6 +43,7 @@ def test_totals_double_up_to_n_max() -> None:
         (drawn(1, alive=0, failed=1, batch_failed=True, rejected=True), StopReason.ENGINE_FAILED),
         (drawn(2, 0.99, scored=False), StopReason.UNSCORED),
         (drawn(2, alive=0, failed=2, batch_failed=True), StopReason.ENGINE_FAILED),
+        (drawn(4, 0.1, alive=1, failed=3, batch_failed=True), StopReason.ENGINE_FAILED),
         (drawn(4, 0.1, allowed=2), StopReason.LOAD),
         (drawn(16, 0.1), StopReason.N_MAX),
     ],

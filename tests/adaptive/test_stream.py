@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from adaptive.engine import EngineFailed
-from adaptive.events import Committed, Delta
+from adaptive.events import Committed, Delta, Quiet
 from adaptive.policy import Mode, Policy
 from adaptive.run import Outcome
 from adaptive.stream import streamed
@@ -26,20 +26,40 @@ def test_events_come_first_and_the_outcome_last() -> None:
     assert run_virtually(main()) == [Committed, Delta, Delta, Outcome]
 
 
-def test_waiting_can_be_interrupted_for_a_keep_alive_without_losing_anything() -> None:
-    async def main() -> tuple[int, int]:
-        kept_alive, values = 0, 0
-        async with streamed(make_run(make_engine([script(c, 5) for c in range(2)]), POLICY)) as stream:
+def test_a_listener_that_wants_to_is_told_of_silence_and_loses_nothing_by_it() -> None:
+    async def main() -> list[tuple[float, type]]:
+        clock = asyncio.get_running_loop().time
+        run = make_run(make_engine([script(c, 5) for c in range(2)]), POLICY)
+        async with streamed(run, quiet_s=2) as stream:
+            return [(clock(), type(value)) async for value in stream]
+
+    told = [(5.0, Committed), *[(5.0, Delta)] * 5, (5.0, Outcome)]
+    assert run_virtually(main()) == [(2.0, Quiet), (4.0, Quiet), *told]
+
+
+def test_silence_is_counted_from_the_latest_event() -> None:
+    async def main() -> list[float]:
+        clock = asyncio.get_running_loop().time
+        run = make_run(make_engine([script(0, 2, every_s=3.0)]), Policy(n_max=1), stream=True)
+        async with streamed(run, quiet_s=2) as stream:
+            return [clock() async for value in stream if isinstance(value, Quiet)]
+
+    assert run_virtually(main()) == [2.0, 5.0]
+
+
+def test_silences_do_not_pile_up_before_a_listener_that_is_behind() -> None:
+    async def main() -> int:
+        async with streamed(make_run(make_engine([script(0, 1, every_s=60)]), POLICY), quiet_s=2) as stream:
+            await asyncio.sleep(21)
+            waiting = 0
             while True:
                 try:
-                    await asyncio.wait_for(anext(stream), 2)
-                    values += 1
+                    await asyncio.wait_for(anext(stream), 0.5)
+                    waiting += 1
                 except TimeoutError:
-                    kept_alive += 1
-                except StopAsyncIteration:
-                    return kept_alive, values
+                    return waiting
 
-    assert run_virtually(main()) == (2, 1 + 5 + 1)
+    assert run_virtually(main()) == 1
 
 
 def test_leaving_early_aborts_every_candidate() -> None:

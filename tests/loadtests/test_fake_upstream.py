@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtests.answers import CHUNKS, MODEL, completion_body, sse_events
+from loadtests.answers import CHUNKS, MODEL, Streamed, completion_body, sse_events
 from loadtests.fake_upstream import FakeUpstream, Timing
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ async def test_usage_comes_before_done_for_a_client_that_asks_for_it() -> None:
     *events, usage, done, _ = answer.split(b"\n\n")
     assert (len(events), done) == (CHUNKS, b"data: [DONE]")
     chunk = orjson.loads(usage.removeprefix(b"data: "))
-    assert (chunk["choices"], chunk["usage"]["completion_tokens"]) == ([], CHUNKS)
+    assert (chunk["choices"], chunk["usage"]["completion_tokens"]) == ([], CHUNKS - 1)
 
 
 async def test_a_reader_that_keeps_up_sees_every_chunk_in_a_read_of_its_own() -> None:
@@ -107,7 +107,7 @@ def test_answers_are_the_same_however_pipelined_requests_are_cut(kinds: list[str
     requests = {"chat": chat(), "stream": chat(stream=True), "health": get(b"/health")}
     expected = {
         "chat": (200, completion_body(4)),
-        "stream": (200, b"".join(sse_events(4))),
+        "stream": (200, b"".join(sse_events(Streamed(4)))),
         "health": (200, b""),
     }
 
@@ -256,9 +256,71 @@ async def test_a_client_that_does_not_read_holds_the_stream_back() -> None:
         while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
             part = await reader.read(1 << 20)
             size, tail = size + len(part), (tail + part)[-64:]
-        assert size > sum(map(len, sse_events(50_000)))
+        assert size > sum(map(len, sse_events(Streamed(50_000))))
 
 
 async def test_asking_for_the_address_before_the_start_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="async with"):
         _ = FakeUpstream().url
+
+
+def post(path: bytes, value: object) -> bytes:
+    body = orjson.dumps(value)
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (path, len(body), body)
+
+
+async def test_a_stream_has_the_token_ids_and_log_probabilities_that_were_asked_for_and_ends_at_the_limit() -> None:
+    body = {"stream": True, "return_token_ids": True, "logprobs": True, "max_tokens": 5}
+    async with FakeUpstream(timing=FAST) as upstream, connected(upstream) as (reader, writer):
+        writer.write(post(b"/v1/chat/completions", body))
+        _, answer = await read_answer(reader)
+    chunks = [orjson.loads(event.removeprefix(b"data: ")) for event in answer.split(b"\n\n")[:-2]]
+    assert len(chunks[0]["prompt_token_ids"]) == 100
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [len(choice["token_ids"] or []) for choice in choices] == [0, 1, 1, 1, 1, 1]
+    assert [choice["logprobs"]["content"][0]["token"] for choice in choices[1:]] == [
+        choice["delta"]["content"] for choice in choices[1:]
+    ]
+    assert choices[-1]["finish_reason"] == "length"
+
+
+async def test_a_batch_of_prompts_is_scored_in_one_answer_and_counted() -> None:
+    body = {"prompt": [[1, 2], [3]], "logprob_token_ids": [7, 8], "max_tokens": 1, "logprobs": 1}
+    async with FakeUpstream() as upstream, connected(upstream) as (reader, writer):
+        writer.write(post(b"/v1/completions", body))
+        answer = orjson.loads((await read_answer(reader))[1])
+        writer.write(get(b"/counts"))
+        counted = orjson.loads((await read_answer(reader))[1])
+        writer.write(post(b"/v1/completions", {"prompt": "hello"}))
+        assert (await read_answer(reader))[0] == 400
+    tops = [choice["logprobs"]["top_logprobs"][0] for choice in answer["choices"]]
+    assert [set(top) for top in tops] == [{"token_id:7", "token_id:8"}] * 2
+    assert tops[0]["token_id:7"] < tops[1]["token_id:7"]
+    assert counted == {"chats": 0, "scorings": 1, "scored": 2, "abandoned": 0, "most_streams": 0}
+
+
+async def test_streams_at_a_time_are_counted_also_those_that_are_left() -> None:
+    async with FakeUpstream(timing=Timing(gap_s=60.0)) as upstream:
+        async with connected(upstream) as (reader, writer), connected(upstream) as (other_reader, other_writer):
+            for each, answer in ((writer, reader), (other_writer, other_reader)):
+                each.write(chat(stream=True))
+                await answer.readuntil(b'"role":"assistant"')
+        await upstream.until(lambda u: u.streams == 0)
+        assert upstream.most_streams == 2
+
+
+async def test_a_chat_that_ends_inside_a_turn_is_a_prefix_of_the_same_chat_with_a_turn_after_it() -> None:
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello there"}]
+    question = {"role": "user", "content": "Better?"}
+    async with FakeUpstream() as upstream, connected(upstream) as (reader, writer):
+
+        async def tokens(**payload: object) -> list[int]:
+            writer.write(post(b"/tokenize", payload))
+            found: list[int] = orjson.loads((await read_answer(reader))[1])["tokens"]
+            return found
+
+        inside = await tokens(messages=chat, continue_final_message=True)
+        after = await tokens(messages=[*chat, question], add_generation_prompt=True)
+        assert after[: len(inside)] == inside
+        assert len(after) > len(inside)
+        assert await tokens(prompt="Yes") != await tokens(prompt="No")

@@ -21,7 +21,8 @@ from loadtests import report
 from loadtests.comparison import Measurement, Mode, compare
 from loadtests.cpu import descendants
 from loadtests.generator import Result
-from loadtests.overhead import INTERRUPTED, MISSED, Plan, rotated
+from loadtests.overhead import Plan
+from loadtests.rounds import INTERRUPTED, MISSED, rotated
 from loadtests.targets import Target, TargetError, fake_upstream, nginx_binary, preamble
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +29,14 @@ Receive = Callable[[], Any]
 class Reply:
     """What a candidate says. deltas: sent in place of its text, one with each token, for tool calls and reasoning.
 
-    status: answered instead of a reply. breaks_after: tokens after which the connection is cut.
+    starts_s: before the answer begins. status: answered instead of a reply. breaks_after: tokens after which the
+    connection is cut.
     """
 
     text: str
     finish_reason: str = "stop"
     gap_s: float = 0.001
+    starts_s: float = 0.0
     status: int = 200
     breaks_after: int | None = None
     deltas: tuple[dict[str, Any], ...] = ()
@@ -41,13 +44,19 @@ class Reply:
 
 @dataclass
 class SamplingUpstream:
-    """The upstream. chats, scorings: bodies as received. aborted: request ids whose stream the proxy closed early."""
+    """The upstream. chats, scorings: bodies as received. aborted: request ids whose stream the proxy closed early.
+
+    score_s: how long a score takes. scoring: scores that are being worked on. can_score_items: it has
+    `/generative_scoring`. most_running_of: the most streams at a time that share a cache salt, a tenant's.
+    """
 
     replies: list[Reply]
     judge: Callable[[str], float] = lambda _: 0.5
     label_mass: float = 1.0
     score_status: int = 200
+    score_s: float = 0.0
     can_score_ids: bool = True
+    can_score_items: bool = True
     waiting: int = 0
     root: str | None = None
     chats: list[dict[str, Any]] = field(default_factory=list)
@@ -56,8 +65,11 @@ class SamplingUpstream:
     tokenized: int = 0
     running: set[str] = field(default_factory=set)
     most_running: int = 0
+    most_running_of: Counter[str] = field(default_factory=Counter)
+    scoring: int = 0
     aborted: list[str] = field(default_factory=list)
     url: str = ""
+    _salts: Counter[str] = field(default_factory=Counter)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[SamplingUpstream]:
@@ -89,6 +101,15 @@ class SamplingUpstream:
         if path == "/v1/chat/completions":
             await self._chat(request_id, payload, receive, send)
             return
+        if path == "/v1/completions" and self.score_s and isinstance(payload["prompt"], list):
+            self.scoring += 1
+            leaving = asyncio.ensure_future(_disconnected(receive))
+            gone, _ = await asyncio.wait({leaving}, timeout=self.score_s)
+            leaving.cancel()
+            self.scoring -= 1
+            if gone:
+                self.aborted.append(request_id)
+                return
         status, value = self._answer(path, payload)
         await _respond(send, status, value)
 
@@ -108,7 +129,7 @@ class SamplingUpstream:
                 return 200, {"prompt": _text(payload["tokens"])}
             case "/v1/completions":
                 return self._score(payload)
-            case "/generative_scoring":
+            case "/generative_scoring" if self.can_score_items:
                 self.scorings.append(payload)
                 scores = [self.judge(_text(payload["query"] + item)) for item in payload["items"] if item != "."]
                 return 200, {"data": [{"index": index, "score": score} for index, score in enumerate(scores)]}
@@ -148,8 +169,11 @@ class SamplingUpstream:
             message = {"role": "assistant", "content": reply.text}
             await _respond(send, 200, {"id": "chatcmpl-plain", "choices": [{"index": 0, "message": message}]})
             return
+        salt = payload.get("cache_salt", "")
         self.running.add(request_id)
+        self._salts[salt] += 1
         self.most_running = max(self.most_running, len(self.running))
+        self.most_running_of[salt] = max(self.most_running_of[salt], self._salts[salt])
         talking = asyncio.ensure_future(self._talk(payload, reply, send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -160,10 +184,12 @@ class SamplingUpstream:
                 talking.result()
         finally:
             self.running.discard(request_id)
+            self._salts[salt] -= 1
             for task in (talking, leaving):
                 task.cancel()
 
     async def _talk(self, payload: dict[str, Any], reply: Reply, send: Send) -> None:
+        await asyncio.sleep(reply.starts_s)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         prompt = _tokens({"messages": payload["messages"], "add_generation_prompt": True})
         first = _choice({"role": "assistant", "content": ""}, None, None)

@@ -226,6 +226,33 @@ async def test_a_stream_is_kept_alive_until_a_candidate_is_settled_and_then_flow
         assert not [chunk for chunk in chunks if 'token_ids": [' in json.dumps(chunk)]
 
 
+async def test_the_first_token_is_told_beside_that_of_plain_best_of_n(open_setting: Open) -> None:
+    async with open_setting(Reply("good" * 10, gap_s=0.01), Reply("poor", gap_s=0.01), judge=prefers("good")) as at:
+        plain = (await at.stream(BEST_OF_3 | {"n_max": 2}))[-2]["preamble"]
+        assert plain["best_of_n_first_token_is_estimated"] is False
+        assert plain["best_of_n_first_token_ms"] == plain["took_ms"] >= plain["first_token_ms"]
+        adaptive = (await at.stream(ADAPTIVE | {"checkpoints": [{"tokens": 8, "keep": 1.0}]}))[-2]["preamble"]
+        assert adaptive["best_of_n_first_token_is_estimated"] is True
+        assert adaptive["first_token_ms"] < adaptive["best_of_n_first_token_ms"]
+        whole = (await at.chat(BEST_OF_3)).json()["preamble"]
+        assert whole["best_of_n_first_token_ms"] is whole["first_token_ms"] is None
+        for mode, told in (("best_of_n", plain), ("adaptive", adaptive)):
+            for name, field in (("sampled", "first_token_ms"), ("best_of_n", "best_of_n_first_token_ms")):
+                seconds = await at.proxy.metric(f'preamble_{name}_time_to_first_token_seconds_sum{{mode="{mode}"}}')
+                assert seconds == pytest.approx(told[field] / 1000, abs=1e-3)
+
+
+async def test_a_candidate_that_is_settled_on_before_it_says_anything_has_its_first_token_later(
+    open_setting: Open,
+) -> None:
+    settings = {"load_low": 1, "load_high": 4, "load_poll_s": 0.02}
+    async with open_setting(Reply("one", gap_s=0.05), waiting=9, settings=settings) as at:
+        await at.chat(BEST_OF_3)  # while it runs, the depth becomes known
+        told = (await at.stream(BEST_OF_3))[-2]["preamble"]
+        assert told["candidates"]["drawn"] == 1
+        assert 40 < told["first_token_ms"] < told["took_ms"]
+
+
 async def test_commit_at_streams_the_best_so_far_while_it_is_still_generated(open_setting: Open) -> None:
     replies = [Reply("a" * 60, gap_s=0.02), Reply("b" * 60, gap_s=0.02)]
     policy = {"mode": "best_of_n", "n_max": 2, "checkpoints": [{"tokens": 5, "keep": 1.0}], "commit_at": 20}

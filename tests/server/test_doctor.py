@@ -327,6 +327,11 @@ def test_an_upstream_where_nobody_listens_fails(tmp_path: Path) -> None:
     assert report.exit_status == 1
 
 
+def test_a_reward_upstream_where_nobody_listens_is_a_warning_as_the_scores_can_decide(tmp_path: Path) -> None:
+    report = examine(lambda: settings_in(tmp_path / "data", reward_upstream="http://127.0.0.1:9"))
+    assert_wrong(report.checks[-1], Status.WARNING, "http://127.0.0.1:9 cannot judge a reply", "reward_upstream")
+
+
 @pytest.mark.parametrize(
     ("check", "status"), [(ok("a", "b"), 0), (warning("a", "b", "c"), 0), (failed("a", "b", "c"), 1)]
 )

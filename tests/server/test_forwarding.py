@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtests.answers import MODEL
+from loadtests.answers import MODEL, Streamed
 from loadtests.fake_upstream import FakeUpstream, Received, Timing
 from tests.server.running import RunningProxy, running_proxy
 
@@ -263,7 +263,7 @@ async def test_the_bytes_of_an_event_stream_come_back_as_they_are(
     """The upstream writes `piece` bytes at a time, its chunks cut without regard to events or to the pieces."""
     chunks = [ODD_SSE[at : at + 5] for at in range(0, len(ODD_SSE), 5)]
     framed = b"".join(b"%x;odd=1\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    upstream.frames[False] = tuple(framed[at : at + piece] for at in range(0, len(framed), piece))
+    upstream.prepared.frames[Streamed()] = tuple(framed[at : at + piece] for at in range(0, len(framed), piece))
     answer = await alice.post("/v1/chat/completions", json=CHAT | {"stream": True})
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.content == ODD_SSE

@@ -176,9 +176,18 @@ def test_several_choices_are_something_to_gain_even_of_a_single_candidate_policy
     assert (planned.reason, planned.choices) == (None, 2)
 
 
-def test_the_selector_of_a_reward_model_is_refused_until_there_is_one() -> None:
-    with pytest.raises(BadRequest):
-        resolve(OFF, ("preamble", PolicyFields(selector=SelectorName.REWARD_MODEL)))
+@pytest.mark.parametrize(("sent", "header", "param"), [(True, None, "preamble"), (False, "", "x-preamble-policy")])
+def test_the_selector_of_a_reward_model_is_refused_where_there_is_none(
+    sent: bool, header: str | None, param: str
+) -> None:
+    def body() -> dict[str, Any]:
+        return {"model": "m", "messages": []} | ({"preamble": {"selector": "reward_model"}} if sent else {})
+
+    text = None if header is None else "selector=reward_model"
+    with pytest.raises(BadRequest, match="reward_upstream") as raised:
+        plan(body(), text, OFF, ("m",))
+    assert raised.value.param == f"{param}.selector"
+    assert plan(body(), text, OFF, ("m",), reward_model=True).policy.selector is SelectorName.REWARD_MODEL
 
 
 def test_the_servers_default_is_off_until_it_has_a_mode_and_survives_being_printed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from loadtests.answers import sse_events
 from loadtests.fake_upstream import FakeUpstream, Timing
 from server.proxy import ROUTES, accepted_request_id
 from tests.server.running import RunningProxy, running_proxy
@@ -201,7 +202,7 @@ def test_a_request_id_that_is_long_or_unprintable_is_not_taken() -> None:
 
 async def test_a_streamed_answer_is_relayed_byte_for_byte(alice: httpx.AsyncClient, upstream: FakeUpstream) -> None:
     answer = await alice.post("/v1/chat/completions", json={**CHAT, "stream": True})
-    assert answer.content == b"".join(upstream.events[False])
+    assert answer.content == b"".join(sse_events())
     assert answer.headers["content-type"].startswith("text/event-stream")
 
 
@@ -439,7 +440,7 @@ async def test_under_a_server_without_our_protocol_answers_are_the_same_and_hang
     ):
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
         streamed = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
-        assert streamed.content == b"".join(upstream.events[False])
+        assert streamed.content == b"".join(sse_events())
         upstream.timing = Timing(first_byte_delay_s=30)
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/v1/chat/completions", json=CHAT, timeout=0.2)

@@ -190,6 +190,9 @@ def test_once_ready_it_prints_three_lines_of_python_that_work(tmp_path: Path, up
         program = [served.line() for _ in range(3)]
         ran = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False)
         assert (ran.returncode, ran.stdout) == (0, "It works.\n"), ran.stderr
+        assert [served.line(), served.line()] == ["", "To watch it:"]
+        assert re.match(r"  metrics +http://127\.0\.0\.1:\d+/metrics$", served.line())
+        assert "--config.file=" in served.line()
         assert served.stop() == 0
 
 

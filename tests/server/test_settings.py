@@ -111,6 +111,16 @@ def test_a_key_inside_the_upstream_url_is_sent_to_its_own_setting() -> None:
     assert "upstream_api_key" in explain(UPSTREAM="http://user:hunter2@host")
 
 
+def test_a_reward_upstream_is_an_upstream_too_and_needed_by_a_policy_that_selects_by_it() -> None:
+    assert load_settings(environ={}, reward_upstream="http://rm:8000/v1/").reward_upstream == "http://rm:8000"
+    assert "reward_upstream (from PREAMBLE_REWARD_UPSTREAM): must be a" in explain(REWARD_UPSTREAM="rm:8000")
+    assert "reward_upstream_api_key" in explain(REWARD_UPSTREAM="http://user:hunter2@host")
+    assert "reward_route" in explain(REWARD_ROUTE="guess")
+    assert explain(POLICY="selector=reward_model").startswith("policy (from PREAMBLE_POLICY): the selector")
+    given = load_settings(environ={"PREAMBLE_POLICY": "selector=reward_model"}, reward_upstream="http://rm:8000")
+    assert given.policy.selector == "reward_model"
+
+
 @pytest.mark.parametrize(
     ("host", "auth", "required"),
     [
@@ -148,6 +158,14 @@ def test_secrets_are_long_and_never_quoted_in_errors() -> None:
 
 def test_directories_may_begin_with_a_tilde() -> None:
     assert load_settings(environ={}, data_dir="~/x").data_dir == Path.home() / "x"
+
+
+def test_a_ceiling_that_cannot_be_shared_out_among_the_workers_is_refused_with_the_remedy() -> None:
+    for name in ("max_candidates", "max_candidates_per_user"):
+        said = explain(WORKERS="4", **{name.upper(): "3"})
+        assert said.startswith(f"{name}")
+        assert "Raise it to 4" in said
+    assert load_settings(environ={}, workers=4, max_candidates=4, max_candidates_per_user=4).workers == 4
 
 
 def test_the_store_is_a_file_in_the_data_directory_unless_told_otherwise(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from openai import APIError, APIStatusError, AsyncOpenAI
 
-from loadtests.answers import MODEL
+from loadtests.answers import MODEL, Streamed
 from loadtests.fake_upstream import FakeUpstream, Timing
 from tests.server.running import RunningProxy, running_proxy
 
@@ -133,8 +133,8 @@ async def test_stall_fires_in_the_middle_of_a_stream(
 
 async def test_stall_does_not_fire_while_chunks_keep_coming(openai: AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.timing = Timing(gap_s=0.3)
-    frames = upstream.frames[False]
-    upstream.frames[False] = frames[:3] + frames[-1:]
+    frames = upstream.prepared.stream(Streamed(), framed=True)
+    upstream.prepared.frames[Streamed()] = frames[:3] + frames[-1:]
     stream = await openai.chat.completions.create(**CHAT, stream=True)
     assert [chunk.choices[0].finish_reason async for chunk in stream] == [None, None, None, "stop"]
 

@@ -1,0 +1,128 @@
+"""Recordings: candidates that were sampled once, with every score they were given, so that any policy can be replayed.
+
+What a recording depends on is its key: the same key means that sampling again would bring nothing new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from adaptive.seeds import SEED_BITS, candidate_seed
+
+# Raised when the meaning of a recorded line changes: older lines are then not taken for what is wanted.
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a candidate depends on besides its prompt and its seed.
+
+    model: the served name. root, fingerprint: what the upstream says of the weights and of itself, None where it does
+    not. question: digest of the self-evaluation question and its labels. temperature, max_tokens: of the request.
+    """
+
+    model: str
+    root: str | None
+    fingerprint: str | None
+    question: str
+    temperature: float
+    max_tokens: int
+
+    def key(self, prompt: str, seed: int) -> str:
+        """Return the key of the candidate with that seed for the prompt with that digest."""
+        return _digest([FORMAT, *asdict(self).values(), prompt, seed])
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedScore:
+    """One score of a candidate: see `adaptive.candidate.ScoreAt`.
+
+    computed_tokens: prompt tokens that the engine computed for it; 0 means that it was free. took_s: seconds.
+    """
+
+    scorer: str
+    tokens: int
+    final: bool
+    value: float
+    label_mass: float | None
+    computed_tokens: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One candidate, generated to its end.
+
+    task, prompt: the task's id and its prompt's digest. index: among the candidates of the prompt. checkpoints: where
+    it was scored, as far as it is longer than that; and at its end. failures: scores that could not be had, and why.
+    Times are in seconds from its start; sampled_at is seconds since 1970.
+    """
+
+    key: str
+    task: str
+    prompt: str
+    index: int
+    seed: int
+    setup: Setup
+    checkpoints: tuple[int, ...]
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finish_reason: str
+    scores: tuple[RecordedScore, ...]
+    failures: tuple[str, ...]
+    first_token_s: float | None
+    took_s: float
+    sampled_at: float
+
+    def to_line(self) -> str:
+        """Return it as one line of JSON, without a line break."""
+        return json.dumps(asdict(self), ensure_ascii=True, separators=(",", ":"))
+
+    @classmethod
+    def from_line(cls, line: str) -> Recording | None:
+        """Return what a line says, None for one that is torn or of another format."""
+        try:
+            plain = json.loads(line)
+            plain["setup"] = Setup(**plain["setup"])
+            plain["scores"] = tuple(RecordedScore(**score) for score in plain["scores"])
+            plain["checkpoints"], plain["failures"] = tuple(plain["checkpoints"]), tuple(plain["failures"])
+            recording = cls(**{each.name: plain[each.name] for each in fields(cls)})
+        except (ValueError, KeyError, TypeError):
+            return None
+        return recording if recording.key == recording.setup.key(recording.prompt, recording.seed) else None
+
+    def score_at(self, scorer: str, tokens: int | None) -> RecordedScore | None:
+        """Return the score at that many tokens; the final one for None, and where it ended before."""
+        if tokens is not None and self.tokens > tokens:
+            return next((each for each in self.scores if each.scorer == scorer and each.tokens == tokens), None)
+        return next((each for each in self.scores if each.scorer == scorer and each.final), None)
+
+
+def question_digest(suffix: Sequence[int], label_ids: Sequence[int]) -> str:
+    """Return what tells a self-evaluation question, by its tokens, from any other."""
+    return _digest([list(suffix), list(label_ids)])
+
+
+def seed_of(run_seed: int, prompt: str, index: int) -> int:
+    """Return the seed of a candidate. prompt: its digest.
+
+    The seeds of one prompt are those of a request (`adaptive.seeds`); each prompt is a request with a seed of its own,
+    so that neither their number nor their order matters, and no two prompts are sampled with the same random numbers.
+    """
+    request_seed = int(_digest([run_seed, prompt])[:16], 16) >> (64 - SEED_BITS)
+    return candidate_seed(request_seed, index)
+
+
+def latest_setup(recordings: Mapping[str, Recording], model: str | None) -> Setup | None:
+    """Return the setup that was sampled last, of that model if one is named; None without any."""
+    found = [each for each in recordings.values() if model is None or each.setup.model == model]
+    return max(found, key=lambda each: each.sampled_at).setup if found else None
+
+
+def _digest(value: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, separators=(",", ":")).encode(), digest_size=16).hexdigest()

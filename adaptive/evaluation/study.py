@@ -1,0 +1,319 @@
+"""The study: what each strategy is expected to return and to cost, on candidates that were recorded and judged. Pure.
+
+The expectation is over the order in which the candidates might have been drawn. Orders are random, from a seed, and
+come with all their rotations, so that every candidate is first equally often: one sample is then the exact mean of all
+candidates, whatever the seed. All strategies are tried on the same orders and resampled with the same prompts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from adaptive.evaluation.recording import RecordedScore, Recording
+from adaptive.evaluation.statistics import Bootstrap, Estimate, quantile
+from adaptive.evaluation.strategies import SCORERS, Family, Pick, Strategy, strategies
+from adaptive.evaluation.verifiers import Verdict
+from adaptive.policy import Policy, ScorerName
+from adaptive.replay import ReplayCandidate, ReplayScore, replay
+
+# Of the recorded scores: a model's scores may lie anywhere, and thresholds beside them all would show nothing.
+_THRESHOLD_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_EXHAUSTIVE = 4  # up to this many candidates all orders are tried
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt with its candidates and their verdicts, in the same order."""
+
+    task: str
+    candidates: tuple[Recording, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How a study is made.
+
+    thresholds: of adaptive sampling; none: `thresholds_from` the recorded scores. prefill_weight: what computing one
+    prompt token for a score costs against generating one, 0 to 1 (see `savings.estimated`). rounds: random orders,
+    before their rotations. resamples: of the bootstrap.
+    """
+
+    n: int
+    checkpoints: tuple[int, ...]
+    max_tokens: int
+    thresholds: tuple[float, ...] = ()
+    prefill_weight: float = 1.0
+    rounds: int = 8
+    resamples: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A strategy's figures per prompt, as means over prompts.
+
+    passed: share of returned replies that pass. reward: their mean reward. drawn: candidates. generated, scoring:
+    tokens. total: generated + prefill_weight * scoring. more: what is passed, or rewarded, more than with one sample;
+    its interval is that of the difference on the same prompts. gain: `more` as a share of what the oracle gains with
+    all candidates.
+    """
+
+    strategy: Strategy
+    passed: Estimate
+    reward: Estimate
+    drawn: Estimate
+    generated: Estimate
+    scoring: Estimate
+    total: Estimate
+    more_passed: Estimate
+    more_reward: Estimate
+    gain_passed: Estimate
+    gain_reward: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class PairAccuracy:
+    """How often a scorer ranks the better one of two candidates of one prompt higher; ties count half.
+
+    checkpoint: tokens by which they were judged, None for whole replies. better: `passed` or `reward`. prompts: with
+    at least one such pair.
+    """
+
+    scorer: str
+    checkpoint: int | None
+    better: str
+    accuracy: Estimate
+    pairs: int
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSummary:
+    """The self-evaluation scores at a checkpoint, None for whole replies: how many, where, and their label mass.
+
+    low, median, high: of the score, at 5, 50 and 95 % of the candidates. label_mass: mean. below_limit: share of the
+    candidates whose label mass is below what the proxy takes for an answer. computed_tokens: prompt tokens, mean.
+    """
+
+    checkpoint: int | None
+    scores: int
+    low: float
+    median: float
+    high: float
+    label_mass: float
+    below_limit: float
+    computed_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What came out. prompts: how many stand behind it."""
+
+    design: Design
+    prompts: int
+    thresholds: tuple[float, ...]
+    rows: tuple[Row, ...]
+    pairs: tuple[PairAccuracy, ...]
+    scores: tuple[ScoreSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """A strategy on one prompt, expected."""
+
+    passed: float
+    reward: float
+    drawn: float
+    generated: float
+    scoring: float
+
+
+def study(prompts: Sequence[Prompt], design: Design, *, min_label_mass: float) -> Study:
+    """Return the study. Raises `ValueError` without prompts, or for one with fewer than n candidates."""
+    if not prompts or any(len(prompt.candidates) < design.n for prompt in prompts):
+        raise ValueError(f"a study needs prompts with {design.n} candidates each")
+    bootstrap = Bootstrap(len(prompts), resamples=design.resamples, seed=design.seed)
+    thresholds = design.thresholds or thresholds_from(prompts)
+    tried = strategies(design.n, design.checkpoints, thresholds, design.max_tokens)
+    subjects = [_Subject(prompt, design) for prompt in prompts]
+    figures = {strategy: [subject.expected(strategy) for subject in subjects] for strategy in tried}
+    return Study(
+        design=design,
+        prompts=len(prompts),
+        thresholds=thresholds,
+        rows=tuple(_rows(figures, design, bootstrap)),
+        pairs=tuple(_pair_accuracies(prompts, design, bootstrap)),
+        scores=tuple(_score_summaries(prompts, design, min_label_mass)),
+    )
+
+
+def thresholds_from(prompts: Sequence[Prompt]) -> tuple[float, ...]:
+    """Return thresholds that mean something to this model: quantiles of its final scores, and the default policy's."""
+    scorer = ScorerName.SELF_EVALUATION.value
+    found = [each.score_at(scorer, None) for prompt in prompts for each in prompt.candidates]
+    values = sorted(score.value for score in found if score is not None)
+    # Rounded down, so that a score at the quantile reaches it.
+    own = {math.floor(quantile(values, share) * 1e4) / 1e4 for share in _THRESHOLD_QUANTILES} if values else set()
+    return tuple(sorted(own | {Policy().threshold}))
+
+
+def orders(count: int, rounds: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Return orders of that many things: all there are of few, else so many random ones and their rotations."""
+    if count <= _EXHAUSTIVE:
+        return tuple(itertools.permutations(range(count)))
+    source = random.Random(seed)  # noqa: S311 -- an experiment's design, no secret
+    found = []
+    for _ in range(rounds):
+        order = source.sample(range(count), count)
+        found += [tuple(order[start:] + order[:start]) for start in range(count)]
+    return tuple(found)
+
+
+class _Subject:
+    """A prompt, ready to be replayed."""
+
+    def __init__(self, prompt: Prompt, design: Design) -> None:
+        # In the order of their seeds' index, so that it does not matter in which they were recorded.
+        pairs = sorted(zip(prompt.candidates, prompt.verdicts, strict=True), key=lambda pair: pair[0].index)
+        pairs = pairs[: design.n]
+        self._passed = [float(verdict.passed) for _, verdict in pairs]
+        self._reward = [verdict.reward for _, verdict in pairs]
+        self._orders = orders(design.n, design.rounds, design.seed)
+        self._replayable = {
+            scorer: [_replayable(recording, scorer, design.checkpoints) for recording, _ in pairs] for scorer in SCORERS
+        }
+
+    def expected(self, strategy: Strategy) -> _Figures:
+        """Return the mean over all orders."""
+        tried = [self._tried(strategy, order) for order in self._orders]
+        return _Figures(
+            *(fmean(values) for values in zip(*tried, strict=True)),
+        )
+
+    def _tried(self, strategy: Strategy, order: Sequence[int]) -> tuple[float, ...]:
+        candidates = self._replayable[strategy.policy.scorer]
+        if strategy.pick is Pick.SCORE:
+            replayed = replay(strategy.policy, [candidates[place] for place in order])
+            chosen = order[replayed.returned]
+            quality = self._passed[chosen], self._reward[chosen]
+            return *quality, replayed.drawn, replayed.generated_tokens, replayed.scoring_tokens
+        drawn = order[: strategy.policy.n_max]
+        pick: Callable[[Sequence[float]], float] = max if strategy.pick is Pick.ORACLE else fmean
+        quality = pick([self._passed[place] for place in drawn]), pick([self._reward[place] for place in drawn])
+        return *quality, len(drawn), sum(candidates[place].tokens for place in drawn), 0.0
+
+
+def _replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
+    at = {tokens: _cost(recording.score_at(scorer, tokens)) for tokens in checkpoints if tokens < recording.tokens}
+    return ReplayCandidate(recording.tokens, _cost(recording.score_at(scorer, None)), at)
+
+
+def _cost(score: RecordedScore | None) -> ReplayScore:
+    if score is None:
+        return ReplayScore(None, 0)
+    # As `spend.tally` has it: what was computed, and the label token that was read; a free score has neither.
+    return ReplayScore(score.value, score.computed_tokens + bool(score.computed_tokens))
+
+
+def _rows(figures: Mapping[Strategy, Sequence[_Figures]], design: Design, bootstrap: Bootstrap) -> list[Row]:
+    one = next(found for strategy, found in figures.items() if strategy.family is Family.ONE_SAMPLE)
+    oracles = [found for strategy, found in figures.items() if strategy.family is Family.ORACLE]
+    best = oracles[-1] if oracles else one
+    most_passed = [bound.passed - base.passed for bound, base in zip(best, one, strict=True)]
+    most_reward = [bound.reward - base.reward for bound, base in zip(best, one, strict=True)]
+    rows = []
+    for strategy, found in figures.items():
+        total = [each.generated + design.prefill_weight * each.scoring for each in found]
+        gained_passed = [each.passed - base.passed for each, base in zip(found, one, strict=True)]
+        gained_reward = [each.reward - base.reward for each, base in zip(found, one, strict=True)]
+        rows.append(
+            Row(
+                strategy=strategy,
+                passed=bootstrap.mean([each.passed for each in found]),
+                reward=bootstrap.mean([each.reward for each in found]),
+                drawn=bootstrap.mean([each.drawn for each in found]),
+                generated=bootstrap.mean([each.generated for each in found]),
+                scoring=bootstrap.mean([each.scoring for each in found]),
+                total=bootstrap.mean(total),
+                more_passed=bootstrap.mean(gained_passed),
+                more_reward=bootstrap.mean(gained_reward),
+                gain_passed=bootstrap.ratio(gained_passed, most_passed),
+                gain_reward=bootstrap.ratio(gained_reward, most_reward),
+            )
+        )
+    return rows
+
+
+def _pair_accuracies(prompts: Sequence[Prompt], design: Design, bootstrap: Bootstrap) -> list[PairAccuracy]:
+    places: list[int | None] = [tokens for tokens in design.checkpoints if tokens < design.max_tokens]
+    worth: dict[str, Callable[[Verdict], float]] = {
+        "passed": lambda verdict: float(verdict.passed),
+        "reward": lambda verdict: verdict.reward,
+    }
+    found = []
+    for scorer in SCORERS:
+        for place in [*places, None]:
+            for better, value in worth.items():
+                counted = [_pairs(prompt, scorer, place, value) for prompt in prompts]
+                won, pairs = [each[0] for each in counted], [float(each[1]) for each in counted]
+                accuracy = bootstrap.ratio(won, pairs)
+                row = PairAccuracy(
+                    scorer.value, place, better, accuracy, int(sum(pairs)), sum(each > 0 for each in pairs)
+                )
+                found.append(row)
+    return found
+
+
+def _pairs(prompt: Prompt, scorer: str, tokens: int | None, value: Callable[[Verdict], float]) -> tuple[float, int]:
+    """Return how many pairs of unequal worth are ranked rightly, ties half, and how many there are."""
+    judged = [
+        (found.value, value(verdict))
+        for recording, verdict in zip(prompt.candidates, prompt.verdicts, strict=True)
+        if (found := recording.score_at(scorer, tokens)) is not None
+    ]
+    won, pairs = 0.0, 0
+    for (score, worth), (other_score, other_worth) in itertools.combinations(judged, 2):
+        if worth == other_worth:
+            continue
+        pairs += 1
+        if score == other_score:
+            won += 0.5
+        elif (score > other_score) == (worth > other_worth):
+            won += 1.0
+    return won, pairs
+
+
+def _score_summaries(prompts: Sequence[Prompt], design: Design, min_label_mass: float) -> list[ScoreSummary]:
+    places: list[int | None] = [tokens for tokens in design.checkpoints if tokens < design.max_tokens]
+    summaries = []
+    for place in [*places, None]:
+        scores = [
+            score
+            for prompt in prompts
+            for recording in prompt.candidates
+            if (place is None or recording.tokens > place)
+            and (score := recording.score_at(ScorerName.SELF_EVALUATION.value, place)) is not None
+        ]
+        if not scores:
+            continue
+        values = sorted(score.value for score in scores)
+        masses = [1.0 if score.label_mass is None else score.label_mass for score in scores]
+        summaries.append(
+            ScoreSummary(
+                checkpoint=place,
+                scores=len(scores),
+                low=quantile(values, 0.05),
+                median=quantile(values, 0.5),
+                high=quantile(values, 0.95),
+                label_mass=fmean(masses),
+                below_limit=fmean(mass < min_label_mass for mass in masses),
+                computed_tokens=fmean(score.computed_tokens for score in scores),
+            )
+        )
+    return summaries

@@ -1,0 +1,148 @@
+"""Data sets of tasks: a prompt and the verifier of its replies. Two come with the package, others are JSONL files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from adaptive.evaluation.verifiers import Verifier, VerifierError, build
+
+_FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
+_GSM8K_REQUEST: Final = "Reason step by step. End with a line of four number signs and the answer: #### <number>"
+
+
+class TaskError(ValueError):
+    """A data set that cannot be used. The message names the file, the line, the field and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt. id: unique in its data set. messages: of the chat, as the API takes them. verify: judges a reply."""
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...]
+    verify: Verifier
+
+    @property
+    def digest(self) -> str:
+        """What tells this prompt from any other, in 32 hexadecimal digits."""
+        text = json.dumps(self.messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """name: short, for file names. about: what it is and where it is from, for the report."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    about: str
+
+
+def load(name_or_path: str) -> DataSet:
+    """Return a data set that comes with the package, or the one in a JSONL file. Raises `TaskError`.
+
+    A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
+    """
+    bundled = _BUNDLED.get(name_or_path)
+    if bundled is not None:
+        about, read = bundled
+        text = (resources.files("adaptive.evaluation") / "data" / f"{name_or_path}.jsonl").read_text(encoding="utf-8")
+        return DataSet(name_or_path, _tasks(text, f"{name_or_path}.jsonl", read), about)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise TaskError(f"{name_or_path} is neither a file nor one of {', '.join(sorted(_BUNDLED))}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read: {error}") from error
+    return DataSet(path.stem, _tasks(text, str(path), _own_row), f"the file {path.name}")
+
+
+def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task]) -> tuple[Task, ...]:
+    tasks: dict[str, Task] = {}
+    for number, line in _lines(text):
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{where}: is no JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise TaskError(f"{where}: is no object.")
+        try:
+            task = read(row, number)
+        except VerifierError as error:
+            raise TaskError(f"{where}: {error}.") from error
+        if task.id in tasks:
+            raise TaskError(f"{where}: id {task.id!r} is there already; give every line its own.")
+        tasks[task.id] = task
+    if not tasks:
+        raise TaskError(f"{source} has no tasks.")
+    return tuple(tasks.values())
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not empty, with their numbers. By line feeds only: texts hold other separators."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _own_row(row: Mapping[str, Any], number: int) -> Task:
+    for name in row:
+        if name not in _FIELDS:
+            raise VerifierError(name, f"is unknown; a line has {', '.join(sorted(_FIELDS))}")
+    own_id = row.get("id", number)
+    if not isinstance(own_id, str | int) or isinstance(own_id, bool):
+        raise VerifierError("id", "is neither a text nor a whole number")
+    if ("prompt" in row) == ("messages" in row):
+        raise VerifierError("prompt", "or messages must be there, and not both")
+    if "verifier" not in row:
+        raise VerifierError("verifier", 'is missing; write one such as {"kind": "exact", "answer": "42"}')
+    return Task(str(own_id), _messages(row), build(row["verifier"]))
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str) or not row["prompt"]:
+            raise VerifierError("prompt", "is no text")
+        return _user(row["prompt"])
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise VerifierError("messages", "is no list of messages")
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise VerifierError(f"messages[{place}]", 'is no message such as {"role": "user", "content": "..."}')
+    return tuple(messages)
+
+
+def _ifeval_row(row: Mapping[str, Any], _: int) -> Task:
+    pairs = zip(row["instruction_id_list"], row["kwargs"], strict=True)
+    instructions = [{"id": instruction, **arguments} for instruction, arguments in pairs]
+    verifier = build({"kind": "ifeval", "instructions": instructions})
+    return Task(str(row["key"]), _user(row["prompt"]), verifier)
+
+
+def _gsm8k_row(row: Mapping[str, Any], number: int) -> Task:
+    answer = row["answer"].rpartition("####")[2].strip()
+    return Task(
+        str(number), _user(f"{row['question']}\n\n{_GSM8K_REQUEST}"), build({"kind": "number", "answer": answer})
+    )
+
+
+def _user(prompt: str) -> tuple[Mapping[str, Any], ...]:
+    return ({"role": "user", "content": prompt},)
+
+
+_BUNDLED: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any], int], Task]]]] = {
+    "ifeval": ("325 prompts, a random 60 % sample of the 541 of IFEval; not the whole benchmark", _ifeval_row),
+    "gsm8k": (
+        "200 questions, the first of a random 60 % sample of the 1,319 of GSM8K's test set; not the whole benchmark",
+        _gsm8k_row,
+    ),
+}

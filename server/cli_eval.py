@@ -1,0 +1,107 @@
+"""`preamble eval`: what adaptive best-of-N is worth on a data set, from one sampling of the real upstream."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
+from server.settings import load_settings
+
+_WIDTH = 140
+_DATASET_HELP = "`ifeval`, `gsm8k`, or a JSONL file: a prompt and its verifier on each line."
+_MODEL_HELP = "Served name of the model to ask; without an upstream, the embedded engine's model."
+
+
+def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help=_DATASET_HELP)],
+    n: Annotated[int, typer.Option("--n", min=2, max=64, help="Candidates per prompt.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, as many.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.01, max=2.0, help="Of every candidate.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="Where all seeds are derived from.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Candidates at a time.")] = 32,
+    checkpoints: Annotated[str, typer.Option(help="Where candidates are scored, in tokens.")] = "32,64,128,256",
+    thresholds: Annotated[
+        str, typer.Option(help="Of adaptive sampling; auto: at quantiles of the scores, and the default policy's.")
+    ] = "auto",
+    prefill_weight: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="What a prompt token computed for a score costs, in generated ones.")
+    ] = 1.0,
+    upstream: Upstream = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help=_MODEL_HELP)] = None,
+    engine_args: EngineArgs = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where candidates are kept. Unset: candidates.jsonl in --out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the report goes. Unset: results/eval-<DATASET>.")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Report on the candidates that are there; ask no upstream.")
+    ] = False,
+    data_dir: DataDir = None,
+    cache_dir: CacheDir = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show quality against tokens: one sample, best-of-N, adaptive and pruned sampling, replayed on one recording.
+
+    Candidates are sampled once and kept on disk: an interrupted run goes on where it was, and a report costs nothing.
+    """
+    from server.eval_command import Options, run_eval  # noqa: PLC0415 -- `serve` should not wait for it
+
+    settings = load_settings(
+        config=config,
+        upstream=upstream,
+        model=model,
+        engine_args=engine_args,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+    )
+    options = Options(
+        dataset=dataset,
+        n=n,
+        limit=limit,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        concurrency=concurrency,
+        checkpoints=_checkpoints(checkpoints),
+        thresholds=_thresholds(thresholds),
+        prefill_weight=prefill_weight,
+        cache=cache,
+        out=out,
+        report_only=report_only,
+        as_json=as_json,
+    )
+    # In a file or a pipe there is no width to keep to.
+    run_eval(settings, options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
+
+
+def _checkpoints(text: str) -> tuple[int, ...]:
+    try:
+        found = sorted({int(each) for each in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise typer.BadParameter(
+            f"{text!r}: write whole numbers of tokens, 1 or more: 32,64,128", param_hint="--checkpoints"
+        )
+    return tuple(found)
+
+
+def _thresholds(text: str) -> tuple[float, ...]:
+    if text == "auto":
+        return ()
+    try:
+        found = sorted({float(each) for each in text.split(",")})
+    except ValueError:
+        found = [-1.0]
+    if not 0.0 <= found[0] <= found[-1] <= 1.0:
+        raise typer.BadParameter(f"{text!r}: write numbers from 0 to 1: 0.5,0.8, or auto", param_hint="--thresholds")
+    return tuple(found)

@@ -1,0 +1,209 @@
+"""What a study says of recorded candidates."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from adaptive.evaluation.statistics import Estimate
+from adaptive.evaluation.strategies import Family, sizes
+from adaptive.evaluation.study import Design, PairAccuracy, Prompt, Row, Study, orders, study, thresholds_from
+from adaptive.evaluation.verifiers import Verdict
+
+from .recordings import CHECKPOINTS, SETUP, Made, prompt, prompts
+
+DESIGN = Design(n=5, checkpoints=CHECKPOINTS, max_tokens=SETUP.max_tokens, rounds=2, resamples=20)
+
+
+def studied(found: Sequence[Prompt], design: Design = DESIGN) -> Study:
+    return study(found, design, min_label_mass=0.01)
+
+
+def rows(of: Study, family: Family) -> list[Row]:
+    return [row for row in of.rows if row.strategy.family is family]
+
+
+def pairs(of: Study, scorer: str, checkpoint: int | None, better: str = "passed") -> PairAccuracy:
+    (found,) = (
+        each for each in of.pairs if (each.scorer, each.checkpoint, each.better) == (scorer, checkpoint, better)
+    )
+    return found
+
+
+# What holds for all candidates.
+
+
+@settings(deadline=None, max_examples=10)
+@given(prompts())
+def test_the_oracle_bounds_every_choice_and_gains_with_each_sample(found: list[Prompt]) -> None:
+    result = studied(found)
+    oracle = rows(result, Family.ORACLE)
+    for family in (Family.RANDOM, Family.SELF_EVALUATION, Family.MEAN_LOG_PROBABILITY, Family.GROUP_CONFIDENCE):
+        for bound, row in zip(oracle, rows(result, family), strict=True):
+            assert bound.strategy.label == row.strategy.label
+            assert row.passed.value <= bound.passed.value + 1e-9
+            assert row.reward.value <= bound.reward.value + 1e-9
+    rewards = [row.reward.value for row in oracle]
+    assert rewards == sorted(rewards)
+    assert max(row.reward.value for row in result.rows) <= oracle[-1].reward.value + 1e-9
+
+
+@settings(deadline=None, max_examples=10)
+@given(prompts())
+def test_one_sample_is_the_mean_of_all_candidates_and_so_is_a_random_pick(found: list[Prompt]) -> None:
+    result = studied(found)
+    (one,) = rows(result, Family.ONE_SAMPLE)
+    verdicts = [verdict for each in found for verdict in each.verdicts]
+    assert one.reward.value == pytest.approx(sum(verdict.reward for verdict in verdicts) / len(verdicts))
+    assert one.more_passed.value == 0
+    for row in rows(result, Family.RANDOM):
+        assert row.reward.value == pytest.approx(one.reward.value)
+
+
+@settings(deadline=None, max_examples=10)
+@given(prompts())
+def test_cost_grows_with_n_and_with_the_threshold_and_pruning_generates_less(found: list[Prompt]) -> None:
+    result = studied(found, replace(DESIGN, thresholds=(0.0, 0.3, 0.6, 1.0)))
+    for family in (Family.ORACLE, Family.RANDOM, Family.SELF_EVALUATION):
+        totals = [row.total.value for row in rows(result, family)]
+        assert totals == sorted(totals)
+    drawn = [row.drawn.value for row in rows(result, Family.ADAPTIVE)]
+    assert drawn == sorted(drawn)
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    for row in rows(result, Family.PRUNED):
+        assert row.generated.value <= full.generated.value
+        assert row.drawn.value == 5
+
+
+@settings(deadline=None, max_examples=10)
+@given(prompts())
+def test_the_order_of_recording_does_not_matter(found: list[Prompt]) -> None:
+    shuffled = []
+    for each in found:
+        order = random.Random(3).sample(range(5), 5)  # noqa: S311 -- a shuffle
+        shuffled.append(
+            Prompt(each.task, tuple(each.candidates[i] for i in order), tuple(each.verdicts[i] for i in order))
+        )
+    assert studied(shuffled) == studied(found)
+
+
+# What holds for candidates that one knows.
+
+GOOD_LAST = prompt("a", [Made(0.1, 0.0), Made(0.2, 0.0), Made(0.3, 0.5), Made(0.4, 0.5), Made(0.9, 1.0)])
+
+
+def test_a_scorer_that_is_always_right_realises_all_of_the_gain() -> None:
+    result = studied([GOOD_LAST])
+    best = rows(result, Family.SELF_EVALUATION)[-1]
+    (one,) = rows(result, Family.ONE_SAMPLE)
+    assert (one.passed.value, one.reward.value) == (0.2, 0.4)
+    assert (best.passed.value, best.gain_passed.value, best.gain_reward.value) == (1.0, 1.0, 1.0)
+    assert (best.generated.value, best.scoring.value, best.total.value) == (50, 50, 100)
+    assert pairs(result, "self_evaluation", None).accuracy.value == 1.0
+    assert pairs(result, "self_evaluation", None).pairs == 4
+    assert pairs(result, "self_evaluation", None, "reward").pairs == 8
+    assert pairs(result, "mean_log_probability", None).accuracy.value == 0.5  # all ties
+
+
+def test_a_threshold_that_every_candidate_reaches_draws_one_and_one_that_none_does_draws_all() -> None:
+    found = [prompt("a", [Made(0.5, 1.0), Made(0.5), Made(0.5), Made(0.5), Made(0.5)])]
+    low, high = rows(studied(found, replace(DESIGN, thresholds=(0.0, 1.0))), Family.ADAPTIVE)
+    assert (low.drawn.value, low.scoring.value) == (1.0, 10)
+    assert high.drawn.value == 5.0
+
+
+def test_pruning_at_a_checkpoint_stops_those_that_look_worse_there() -> None:
+    lie = {4: 0.0, 8: 1.0}
+    found = [prompt("a", [Made(1.0, 1.0, at=lie), *(Made(0.4, at={4: 0.4, 8: 0.4}) for _ in range(4))])]
+    by_name = {row.strategy.label: row for row in rows(studied(found), Family.PRUNED)}
+    assert by_name["50% at 4"].passed.value == 0.0
+    assert by_name["50% at 8"].passed.value == 1.0
+    assert by_name["50% at 4"].generated.value == 3 * 10 + 2 * 4
+    assert by_name["25% at 8"].generated.value == 2 * 10 + 3 * 8
+    assert by_name["50% at 8"].scoring.value == 10 * (5 + 3)
+
+
+def test_a_prompt_token_can_be_worth_less_than_a_generated_one() -> None:
+    best = rows(studied([GOOD_LAST], replace(DESIGN, prefill_weight=0.1)), Family.SELF_EVALUATION)[-1]
+    assert best.total.value == 50 + 0.1 * 50
+
+
+def test_a_candidate_whose_score_could_not_be_had_ranks_behind_those_with_one() -> None:
+    unscored = replace(GOOD_LAST.candidates[4], scores=())
+    found = replace_candidate(GOOD_LAST, 4, unscored)
+    best = rows(studied([found]), Family.SELF_EVALUATION)[-1]
+    assert (best.passed.value, best.reward.value) == (0.0, 0.5)
+    assert pairs(studied([found]), "self_evaluation", None).pairs == 0
+
+
+def replace_candidate(given_prompt: Prompt, place: int, candidate: object) -> Prompt:
+    candidates = list(given_prompt.candidates)
+    candidates[place] = candidate  # type: ignore[call-overload]
+    return Prompt(given_prompt.task, tuple(candidates), given_prompt.verdicts)
+
+
+def test_without_anything_to_gain_there_is_no_share_of_the_gain() -> None:
+    best = rows(studied([prompt("a", [Made(0.5)] * 5)]), Family.SELF_EVALUATION)[-1]
+    assert math.isnan(best.gain_passed.value)
+    assert (best.gain_passed.low, best.gain_passed.high) == (None, None)
+
+
+def test_the_default_policy_is_studied_where_its_checkpoints_were_recorded() -> None:
+    (row,) = rows(studied([GOOD_LAST]), Family.DEFAULT)  # 16 tokens: no reply comes to its first checkpoint
+    assert row.strategy.policy.threshold == 0.9
+    assert rows(studied([GOOD_LAST], replace(DESIGN, max_tokens=65)), Family.DEFAULT) == []
+
+
+def test_intervals_are_over_prompts_and_say_how_many() -> None:
+    same = studied([GOOD_LAST])
+    (one,) = rows(same, Family.ONE_SAMPLE)
+    assert one.passed == Estimate(0.2, 0.2, 0.2)  # one prompt: nothing to resample
+    other = prompt("b", [Made(0.5)] * 5)
+    both = studied([GOOD_LAST, other], replace(DESIGN, resamples=200))
+    (one,) = rows(both, Family.ONE_SAMPLE)
+    assert both.prompts == 2
+    assert (one.passed.low, one.passed.high) == (0.0, 0.2)
+    assert pairs(both, "self_evaluation", None).prompts == 1
+
+
+def test_scores_are_summed_up_with_their_label_mass() -> None:
+    found = [prompt("a", [Made(0.2, label_mass=0.001), Made(0.4), Made(0.6), Made(0.8), Made(1.0, tokens=3)])]
+    first, _, whole = studied(found).scores
+    assert (first.checkpoint, first.scores, whole.checkpoint, whole.scores) == (4, 4, None, 5)
+    assert whole.median == 0.6
+    assert whole.below_limit == pytest.approx(0.2)
+    assert whole.computed_tokens == 9
+
+
+def test_thresholds_lie_among_the_scores_that_were_seen() -> None:
+    found = thresholds_from([GOOD_LAST])
+    assert found[-1] == 0.9
+    assert all(0.1 <= each <= 0.9 for each in found)
+
+
+def test_few_candidates_are_tried_in_every_order_and_many_in_balanced_ones() -> None:
+    assert len(set(orders(4, 1, 0))) == 24
+    found = orders(6, 5, 0)
+    assert len(found) == 30
+    assert orders(6, 5, 0) == found
+    for place in range(6):
+        assert sorted(order[place] for order in found) == sorted(list(range(6)) * 5)
+
+
+def test_sizes_double_and_end_with_all() -> None:
+    assert sizes(8) == (1, 2, 4, 8)
+    assert sizes(6) == (1, 2, 4, 6)
+    assert sizes(2) == (1, 2)
+
+
+def test_too_few_candidates_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 candidates"):
+        studied([])
+    few = Prompt("a", GOOD_LAST.candidates[:4], (Verdict(0.0, passed=False),) * 4)
+    with pytest.raises(ValueError, match="5 candidates"):
+        studied([few])
