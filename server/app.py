@@ -156,7 +156,11 @@ def create_app(settings: Settings) -> PreambleApp:
             context_tokens=watch.context_tokens,
         )
     )
-    rest.include_router(policy_routes.build_router(store=store, identify=callers.identify, default=settings.policy))
+    rest.include_router(
+        policy_routes.build_router(
+            store=store, identify=callers.identify, default=settings.policy, reward_model=reward is not None
+        )
+    )
     rest.include_router(key_routes.build_router(store=store, identify=callers.identify))
     rest.include_router(trace_routes.build_router(traces=trace_files(settings), identify=callers.identify))
     rest.include_router(

@@ -35,7 +35,7 @@ def show(
         policy = store.find_policy(user)
     if policy is None:
         raise NotFound(f"{user} has no policy. Give one: preamble policy set --user {user} mode=adaptive,n_max=8")
-    plain = to_plain(policy, settings.policy)
+    plain = to_plain(policy, settings.policy, reward_model=settings.reward_upstream is not None)
     if as_json:
         typer.echo(json.dumps(plain))
         return
@@ -61,10 +61,10 @@ def set_fields(
     """Make these fields the user's default policy, in place of the one before."""
     settings = _settings(config, data_dir, database_url)
     read = read_fields(fields, "")
-    resolve(settings.policy, ("", read))
+    resolve(settings.policy, ("", read), reward_model=settings.reward_upstream is not None)
     with Store.open(settings.store_url) as store:
         policy, changed = store.put_policy(user, to_content(read))
-    plain = to_plain(policy, settings.policy)
+    plain = to_plain(policy, settings.policy, reward_model=settings.reward_upstream is not None)
     if as_json:
         typer.echo(json.dumps({**plain, "changed": changed}))
         return

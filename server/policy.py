@@ -39,6 +39,10 @@ LISTED_ALIASES: Final = ("adaptive", "best-of-8")
 
 _ALIAS: Final = re.compile(r"(.+):(?:(adaptive)|best-of-([1-9]\d?))")
 _MAX_HEADER: Final = 4096
+_NO_REWARD_MODEL: Final = (
+    "'reward_model' needs an upstream reward model, and this server has none. Use another selector; an operator sets "
+    "reward_upstream"
+)
 _Factor = Annotated[float, Field(ge=0, le=MAX_FACTOR)]
 
 
@@ -192,11 +196,11 @@ def read_fields(value: object, source: str) -> PolicyFields:
         raise _wrong(source, _path(detail["loc"]), message) from error
 
 
-def resolve(default: PolicyFields, *sources: tuple[str, PolicyFields]) -> Policy:
+def resolve(default: PolicyFields, *sources: tuple[str, PolicyFields], reward_model: bool = False) -> Policy:
     """Return the policy of a request: for each field the first source that gives it, then the server's default.
 
-    A source that gives fields and no mode wants them used: where all after it are off, it means adaptive. Raises
-    `BadRequest`: fields that are right each may not go together.
+    A source that gives fields and no mode wants them used: where all after it are off, it means adaptive.
+    reward_model: there is one to select by. Raises `BadRequest`: fields that are right each may not go together.
     """
     merged = dict(default.said())
     for _, fields in reversed(sources):
@@ -205,9 +209,12 @@ def resolve(default: PolicyFields, *sources: tuple[str, PolicyFields]) -> Policy
             merged["mode"] = Mode.ADAPTIVE
         merged |= said
     try:
-        return build(merged)
+        policy = build(merged)
     except PolicyError as error:
         raise wrong_field(sources, error.field, error.problem) from error
+    if policy.selector is SelectorName.REWARD_MODEL and not reward_model:
+        raise wrong_field(sources, "selector", _NO_REWARD_MODEL)
+    return policy
 
 
 def wrong_field(sources: Sequence[tuple[str, PolicyFields]], field: str, problem: str) -> BadRequest:

@@ -24,9 +24,12 @@ _MAX_BYTES: Final = 16 * 1024
 IfMatch = Annotated[str | None, Header(description="The ETag of the policy that the change builds on; `*` for any.")]
 
 
-def build_router(*, store: Store, identify: IdentifyCaller, default: PolicyFields) -> APIRouter:
-    """Return the routes. `identify` tells who is calling; `default` is the server's policy."""
-    endpoints = _Endpoints(store, identify, default)
+def build_router(*, store: Store, identify: IdentifyCaller, default: PolicyFields, reward_model: bool) -> APIRouter:
+    """Return the routes.
+
+    `identify` tells who is calling; `default` is the server's policy; reward_model: it has one to select by.
+    """
+    endpoints = _Endpoints(store, identify, default, reward_model)
     router = APIRouter(tags=["Policies"], dependencies=caller_parameters())
     endpoints.add_to(router, "/v1/policy")
     endpoints.add_to(router, "/v1/users/{user}/policy", Depends(_user_parameter))
@@ -46,6 +49,7 @@ class _Endpoints:
     store: Store
     identify: IdentifyCaller
     default: PolicyFields
+    reward_model: bool
 
     def add_to(self, router: APIRouter, prefix: str, *dependencies: Any) -> None:
         """Register the endpoints under `prefix`."""
@@ -94,7 +98,7 @@ class _Endpoints:
         if value.get("object") == policy_wire.OBJECT:  # an answer of ours, edited
             value, inside = value.get(policy_wire.SAID), policy_wire.SAID
         fields = read_fields(value, inside)
-        resolve(self.default, (inside, fields))
+        resolve(self.default, (inside, fields), reward_model=self.reward_model)
         return fields
 
     async def _user(self, request: Request) -> str:
@@ -117,5 +121,5 @@ class _Endpoints:
             "cache-control": "private, no-cache",
             "vary": "authorization, x-api-key, x-preamble-user",
         }
-        content = orjson.dumps(policy_wire.to_plain(policy, self.default))
+        content = orjson.dumps(policy_wire.to_plain(policy, self.default, reward_model=self.reward_model))
         return Response(content, status_code=status, media_type="application/json", headers=headers)

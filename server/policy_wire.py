@@ -46,15 +46,18 @@ class PolicyBody(BaseModel):
     problem: str | None = Field(None, description="Why there is no effective policy.")
 
 
-def to_plain(policy: UserPolicy, default: PolicyFields) -> dict[str, Any]:
-    """Return a policy as `PolicyBody` describes it; `default` is the server's. Raises `StoreUnavailable` if damaged."""
+def to_plain(policy: UserPolicy, default: PolicyFields, *, reward_model: bool) -> dict[str, Any]:
+    """Return a policy as `PolicyBody` describes it; `default` is the server's.
+
+    reward_model: the server has one to select by. Raises `StoreUnavailable` if damaged.
+    """
     try:
         fields = from_content(policy.content)
     except ValueError as error:
         raise StoreUnavailable(f"The stored policy {policy.tag} is damaged. PUT it anew, or DELETE it.") from error
     effective, problem = None, None
     try:
-        effective = asdict(resolve(default, (USER_DEFAULT, fields)))
+        effective = asdict(resolve(default, (USER_DEFAULT, fields), reward_model=reward_model))
     except BadRequest as error:
         problem = error.message  # the server's default has changed since it was checked
     return {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from adaptive.policy import MAX_CANDIDATES, Mode, Policy, ScorerName, SelectorName
+from adaptive.policy import MAX_CANDIDATES, Mode, Policy, ScorerName
 from adaptive.policy import PassThrough as CoreReason
 from server.policy import (
     BODY_FIELD,
@@ -25,10 +25,6 @@ _GREEDY_BELOW: Final = 1e-5
 _NO_READ_OUT: Final = (
     "'read_out' needs a model that was trained for it, and of this one no labels are known. Use another scorer; the "
     "operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json beside the model"
-)
-_NO_REWARD_MODEL: Final = (
-    "'reward_model' needs an upstream reward model, and this server has none. Use another selector; an operator sets "
-    "reward_upstream"
 )
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
@@ -90,10 +86,7 @@ def plan(
         sources.append(("model", alias.fields))
     if own is not None:
         sources.append((USER_DEFAULT, own))
-    policy = resolve(default, *sources)
-    if policy.selector is SelectorName.REWARD_MODEL and not reward_model:
-        raise wrong_field(sources, "selector", _NO_REWARD_MODEL)
-    planned = _suited(body, policy)
+    planned = _suited(body, resolve(default, *sources, reward_model=reward_model))
     name = body.get("model")
     wants_read_out = planned.reason is None and planned.policy.scorer is ScorerName.READ_OUT
     if wants_read_out and lacks_read_out(name if isinstance(name, str) else None):

@@ -66,6 +66,8 @@ def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -
             context_tokens=lambda: upstream.context_tokens,
         )
     )
-    app.include_router(policy_routes.build_router(store=store, identify=callers.identify, default=POLICY))
+    app.include_router(
+        policy_routes.build_router(store=store, identify=callers.identify, default=POLICY, reward_model=False)
+    )
     app.include_router(key_routes.build_router(store=store, identify=callers.identify))
     return app

@@ -126,6 +126,7 @@ def test_delete_leaves_nothing_and_nothing_is_404(alice: TestClient) -> None:
         ({"annealing": {"rate": 7}}, "annealing.rate"),
         # Each right, and not to be had together.
         ({"selector": "majority"}, "selector"),
+        ({"selector": "reward_model"}, "selector"),  # this server has none
         ({"commit_at": 9, "streaming": "whole"}, "commit_at"),
         ({"checkpoints": [{"tokens": 9, "keep": 1}, {"tokens": 9, "keep": 1}]}, "checkpoints[1].tokens"),
         ({"object": "policy"}, "said"),
@@ -164,8 +165,8 @@ def test_whose_it_is_follows_the_key(anonymous: TestClient, alice: TestClient, a
 
 def test_a_policy_that_no_longer_goes_with_the_servers_default_is_shown_with_the_reason() -> None:
     policy = UserPolicy("pol_a", 1, "alice", '{"commit_at":9}', updated_at=1)
-    assert to_plain(policy, POLICY)["problem"] is None
-    shown = to_plain(policy, PolicyFields(streaming="whole"))
+    assert to_plain(policy, POLICY, reward_model=False)["problem"] is None
+    shown = to_plain(policy, PolicyFields(streaming="whole"), reward_model=False)
     assert shown["effective"] is None
     assert shown["problem"].startswith("'policy.commit_at': ")
     PolicyBody.model_validate_json(json.dumps(shown))
