@@ -21,7 +21,7 @@ DONE = 'preamble_explorations_total{result="done"}'
 def test_the_exported_figures_are_those_of_the_explorations_in_the_traces(vllm: Vllm, tmp_path: Path) -> None:
     # Two workers, so that the figures of both have to be added up; others use this engine too, so its queue may be
     # deep for reasons of their own.
-    settings = {"exploration_share": 1, "max_explorations": 4, "load_low": 500, "load_high": 1000}
+    settings: dict[str, object] = {"exploration_share": 1, "max_explorations": 4, "load_low": 500, "load_high": 1000}
     with Preamble(vllm.base_url, tmp_path, upstream_api_key=vllm.api_key, workers=2, settings=settings) as proxy:
         user = proxy.user()
         answers: list[dict[str, Any]] = []

@@ -48,12 +48,13 @@ async def doctor(settings: Settings) -> Check:
         await reward.aclose()
 
 
+@pytest.mark.timeout(900)  # two engines may have to start, on a machine that is busy
 def test_the_reply_that_vllms_score_route_likes_best_is_returned_and_doctor_sees_how(
     vllm: Vllm, tmp_path: Path
 ) -> None:
     own = EmbeddedEngine.from_settings(Settings(data_dir=tmp_path / "engine", engine_args=POOLING))
     with own.running() as engine:
-        settings = {"reward_upstream": engine.base_url, "reward_upstream_api_key": engine.api_key}
+        settings: dict[str, object] = {"reward_upstream": engine.base_url, "reward_upstream_api_key": engine.api_key}
         with Preamble(vllm.base_url, tmp_path, upstream_api_key=vllm.api_key, settings=settings) as proxy:
             user = proxy.user()
             user.put_constitution("Speak of ships.")

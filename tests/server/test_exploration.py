@@ -13,6 +13,7 @@ import httpx
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from adaptive.clock import LoopClock
 from adaptive.limits import Ceiling, LoadShedding
@@ -412,13 +413,15 @@ async def test_it_has_a_place_for_every_candidate_or_does_not_begin(tmp_path: Pa
         await until(lambda: at.results("done") == 2)
 
 
-@pytest.mark.parametrize(("status", "result"), [(500, "failed"), (503, "busy")])
+@pytest.mark.parametrize(("status", "result", "logged"), [(500, "failed", 1), (503, "busy", 0)])
 async def test_one_that_loses_a_candidate_is_counted_and_its_client_never_knows(
-    tmp_path: Path, status: int, result: str
+    tmp_path: Path, status: int, result: str, logged: int
 ) -> None:
     async with bare(tmp_path, Reply("good"), Reply("", status=status)) as at, at.explorations.running():
-        assert (await at.answer())["choices"][0]["message"]["content"] == "good"
-        await until(lambda: at.results(result))
+        with capture_logs() as logs:
+            assert (await at.answer())["choices"][0]["message"]["content"] == "good"
+            await until(lambda: at.results(result))
+        assert [entry["event"] for entry in logs] == ["exploration_failed"] * logged
         assert at.results("done") == at.sample("preamble_regret_count") == 0
         assert at.sample("preamble_exploration_full_tokens_total") == 0
         assert at.sample("preamble_candidate_tokens_total", fate="exploration") > 0
