@@ -17,14 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import PowerNorm
-from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure as Canvas
 from matplotlib.figure import FigureBase
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from server.panels import Kind, Level, Unit
 from server.savings_report import AnsweredPanel, AnsweredRow, SavingsReport, figures, histogram_cells
-from server.savings_text import axis_number, number, span
+from server.savings_text import axis_number, clock_marks, number, span
 
 COLORS: Final = {Level.GOOD: "#1a7f37", Level.DOUBTFUL: "#b35900", Level.BAD: "#c62828"}
 _INK: Final = "#1f2328"
@@ -56,8 +56,6 @@ _DPI: Final = 110
 _MOST_IN_A_LEGEND: Final = 9
 _FEW_POINTS: Final = 60
 _LEGEND_CHARACTERS: Final = 15.0  # to the inch
-_MINUTE_S: Final = 60.0
-_DAY_S: Final = 86400.0
 
 
 def write_png(report: SavingsReport, path: Path) -> None:
@@ -130,7 +128,8 @@ def _draw_plot(place: FigureBase, answered: AnsweredPanel, report: SavingsReport
         axes.grid(visible=False)
         _remark(axes, "no data in this range")
         return
-    _draw_clock(axes, report.end - report.start)
+    marks = clock_marks(report.start, report.end)
+    axes.set_xticks(_days([time for time, _ in marks]), [text for _, text in marks])
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(_ticks(answered.panel.unit)))
     _DRAWN[answered.panel.kind](place, axes, answered, report.window.step_s)
@@ -264,15 +263,6 @@ def _cycled(colors: Sequence[str]) -> Iterator[str]:
 
 def _ticks(unit: Unit) -> Callable[[float, int | None], str]:
     return lambda value, _: axis_number(value, unit)
-
-
-def _draw_clock(axes: Axes, span_s: float) -> None:
-    """Mark times along the axis, in this machine's zone, as short as the span allows."""
-    shapes = ((2 * _MINUTE_S, "%H:%M:%S", 5), (_DAY_S, "%H:%M", 8), (3 * _DAY_S, "%m-%d %H:%M", 5))
-    shape, most = next(((shape, most) for limit_s, shape, most in shapes if span_s <= limit_s), ("%m-%d", 8))
-    locator = AutoDateLocator(tz=_zone(), minticks=3, maxticks=most)  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(DateFormatter(shape, tz=_zone()))  # type: ignore[no-untyped-call]
 
 
 def _zone() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from server.panels import Unit
@@ -11,6 +11,16 @@ from server.panels import Unit
 NO_DATA: Final = "no data"
 _MINUTE_S: Final = 60.0
 _THOUSAND: Final = 1000.0
+_HOUR_S: Final = 60 * _MINUTE_S
+_DAY_S: Final = 24 * _HOUR_S
+_YEAR_S: Final = 365 * _DAY_S
+_STEPS_S: Final = (
+    *(1.0, 2.0, 5.0, 10.0, 15.0, 30.0),
+    *(_MINUTE_S * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(_HOUR_S * hours for hours in (1, 2, 3, 6, 12)),
+    *(_DAY_S * days for days in (1, 2, 4, 7, 14, 30, 60, 120, 365)),
+)
+_MARKS: Final = 6
 _SUFFIXES: Final = {
     Unit.TOKENS_PER_S: " tokens/s",
     Unit.ENGINE_SECONDS_PER_S: " s/s",
@@ -26,7 +36,7 @@ def number(value: float | None, unit: Unit) -> str:
 def axis_number(value: float, unit: Unit) -> str:
     """Return a value as it stands at an axis that names the unit."""
     if unit is Unit.SHARE:
-        return f"{_figures(round(value * 100, 1))} %"
+        return f"{_figures(value * 100)} %"
     if unit is Unit.SECONDS:
         return _seconds(value)
     if unit is Unit.SAMPLES:
@@ -40,6 +50,21 @@ def span(start: float, end: float) -> str:
     day = "" if first.date() == last.date() else f"{last:%Y-%m-%d} "
     seconds = ":%S" if end - start < 10 * _MINUTE_S else ""
     return f"{first:%Y-%m-%d %H:%M{seconds}} to {day}{last:%H:%M{seconds}} ({last:%Z})"
+
+
+def clock_marks(start: float, end: float) -> list[tuple[float, str]]:
+    """Return round times between two Unix times, one to six of them, each with its text in this machine's time zone.
+
+    No two texts are alike. Where the clocks change in between, what follows is round in the zone of the start.
+    """
+    step = next((step for step in _STEPS_S if end - start < _MARKS * step), end - start)
+    offset = datetime.fromtimestamp(start).astimezone().utcoffset() or timedelta()
+    first = math.ceil((start + offset.total_seconds()) / step) * step - offset.total_seconds()
+    times = [first + number * step for number in range(_MARKS) if first + number * step <= end]
+    shape = "%H:%M:%S" if step < _MINUTE_S else "%H:%M" if end - start < _DAY_S else "%m-%d %H:%M"
+    if step >= _DAY_S:
+        shape = "%m-%d" if end - start < _YEAR_S else "%Y-%m-%d"
+    return [(time, datetime.fromtimestamp(time).astimezone().strftime(shape)) for time in times]
 
 
 def _seconds(value: float) -> str:

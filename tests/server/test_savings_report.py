@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import datetime
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ from server.board import BOARD
 from server.panels import Kind, Level, Unit
 from server.prometheus import Prometheus, PrometheusError
 from server.savings_report import SavingsReport, as_plain, ask, histogram_cells
-from server.savings_text import axis_number, number, span
+from server.savings_text import axis_number, clock_marks, number, span
 from tests.server.scripted_prometheus import ScriptedPrometheus
 
 START, END = 1_790_000_000.0, 1_790_003_600.0
@@ -153,3 +155,29 @@ def test_a_span_names_its_zone_and_the_day_once() -> None:
     assert span(START, START + 3600).count("2026") == 1
     assert span(START, START + 2 * 86400).count("2026") == 2
     assert span(START, START + 60).count(":") == 4
+
+
+@given(st.floats(1e9, 2e9), st.floats(math.log(2), math.log(5e7)))
+def test_marks_of_time_are_few_inside_the_span_and_no_two_are_written_alike(start: float, logarithm: float) -> None:
+    end = start + math.exp(logarithm)
+    marks = clock_marks(start, end)
+    assert 1 <= len(marks) <= 6
+    assert all(start <= time <= end for time, _ in marks)
+    assert len({text for _, text in marks}) == len(marks)
+
+
+@pytest.mark.parametrize(
+    ("span_s", "texts"),
+    [
+        (7.0, ["14:13:20", "14:13:22", "14:13:24", "14:13:26"]),
+        (200.0, ["14:14", "14:15", "14:16"]),
+        (3600.0, ["14:15", "14:30", "14:45", "15:00"]),
+        (2 * 86400.0, ["09-22 00:00", "09-22 12:00", "09-23 00:00", "09-23 12:00"]),
+        (5 * 86400.0, ["09-22", "09-23", "09-24", "09-25", "09-26"]),
+    ],
+)
+def test_marks_of_time_are_round(span_s: float, texts: list[str]) -> None:
+    offset = datetime.fromtimestamp(START).astimezone().utcoffset()
+    assert offset is not None
+    start = START - offset.total_seconds()  # 14:13:20 here, wherever that is
+    assert [text for _, text in clock_marks(start, start + span_s)] == texts
