@@ -15,7 +15,7 @@ def test_ifeval_comes_with_its_prompts_and_verifiers() -> None:
     assert len(data.tasks) == 325
     assert "60 % sample" in data.about
     task = next(task for task in data.tasks if task.id == "1005")
-    assert task.messages[0]["content"].startswith("Write a resume for a fresh high school graduate")  # type: ignore[attr-defined]
+    assert task.messages[0]["content"].startswith("Write a resume for a fresh high school graduate")
     assert task.verify("[a] " * 12).passed
     assert not task.verify("[a] " * 11).passed
 
