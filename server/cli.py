@@ -36,6 +36,7 @@ from server.cli_report import report_app
 from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
+from server.eval_sampling import EvalError
 from server.serving import ServingError, serve, serve_engine
 from server.settings import Settings, SettingsError, load_settings, load_settings_with_sources
 from server.settings_text import render_settings, settings_as_json
@@ -80,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ConstitutionError as error:
         say(err, f"{error.message}.", style="red")
         return 1
-    except (ServingError, EngineError, DemoError) as error:
+    except (ServingError, EngineError, DemoError, EvalError) as error:
         say(err, str(error), style="red")
         return 1
     except KeyboardInterrupt:

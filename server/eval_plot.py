@@ -95,7 +95,8 @@ def _quality(
         )
         for row in found if family in _LABELLED else ():
             place = (row.total.value, 100 * figures_of(row)[0].value)
-            _label(axes, row.strategy.label.removeprefix("threshold "), place, style.colour, above=_LABELLED[family])
+            text = f"{row.strategy.policy.threshold:.2f}" if family is Family.ADAPTIVE else row.strategy.label
+            _label(axes, text, place, style.colour, above=_LABELLED[family])
     axes.set(xlabel="tokens per prompt, scoring included", xlim=(0, None), ylim=(0, None))
     axes.set_ylabel(f"{what}\n(bars: 95 % of the difference from one sample; band: 95 % of one sample)", fontsize=9)
     _tidy(axes)

@@ -58,7 +58,7 @@ class Report:
         study, setup = self.study, self.setup
         design = study.design
         lines = [
-            f"{self.dataset}: {study.prompts} prompts, {design.n} candidates each; {self.about}.",
+            f"{self.dataset}: {study.prompts} prompts, {design.n} candidates each. The data set: {self.about}.",
             (
                 f"{setup.model} ({setup.fingerprint or 'no fingerprint'}), temperature {setup.temperature:g}, at most "
                 f"{setup.max_tokens} tokens ({self.cut / self.candidates:.0%} of the candidates were cut there), "

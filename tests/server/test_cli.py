@@ -77,6 +77,7 @@ def test_the_version_is_printed(shell: Shell) -> None:
         ("engine",),
         ("demo",),
         ("doctor",),
+        ("eval",),
         ("keys", "create"),
         ("keys", "list"),
         ("keys", "revoke"),

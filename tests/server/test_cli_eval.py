@@ -1,0 +1,167 @@
+"""`preamble eval`, as somebody types it, with an upstream that says what is written down here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import run
+from tests.server.sampling_upstream import Reply, SamplingUpstream
+
+GOOD, BAD = "the answer is 4", "the answer is 5, no doubt about it"
+
+
+def judge(text: str) -> float:
+    """A model that knows; before it has said the number it does not."""
+    return 0.95 if GOOD in text else 0.2 if "is 5" in text else 0.5
+
+
+@contextlib.contextmanager
+def served(upstream: SamplingUpstream) -> Iterator[SamplingUpstream]:
+    """Serve from another thread: a command takes the main one, with its signals."""
+    stop = threading.Event()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        async with upstream.serving():
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield upstream
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty working directory with a data set of three tasks, without settings in the environment."""
+    for name in os.environ:
+        if name.startswith("PREAMBLE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"2+2, please ({place})?", "verifier": {"kind": "number", "answer": 4}} for place in range(3)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = run(["eval", "sums.jsonl", "--n", "4", "--max-tokens", "40", "--checkpoints", "8,16", *arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def by_name(report: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for row in report["strategies"]}
+
+
+def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = [Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0), Reply(BAD, gap_s=0), Reply("no idea", gap_s=0)]
+    with served(SamplingUpstream(replies, judge)) as upstream:
+        status, out, err = evaluate(capsys, "--upstream", upstream.url, "--limit", "2")
+        assert status == 0, err
+        assert "Sampling 8 of 8 candidates from tiny" in err
+        assert "sums: 2 prompts, 4 candidates each. The data set: the file sums.jsonl." in out
+        assert "best of n, self-evaluation: n=4" in out
+        chats = len(upstream.chats)
+        status, again, err = evaluate(capsys, "--upstream", upstream.url, "--limit", "2")
+        assert (status, err) == (0, "")
+        assert again == out
+        assert len(upstream.chats) == chats + 1  # which asks for the fingerprint
+        status, _, err = evaluate(capsys, "--upstream", upstream.url)
+        assert "Sampling 4 of 12 candidates" in err
+    place = directory / "results" / "eval-sums"
+    assert sorted(path.name for path in place.iterdir()) == [
+        "candidates.jsonl",
+        "quality.png",
+        "report.html",
+        "report.json",
+    ]
+    assert (place / "quality.png").read_bytes().startswith(b"\x89PNG")
+    page = (place / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    report = json.loads((place / "report.json").read_text())
+    assert report["dataset"] == {
+        "name": "sums",
+        "about": "the file sums.jsonl",
+        "prompts": 3,
+        "asked_prompts": 3,
+        "incomplete_prompts": 0,
+    }
+    assert report["model"]["name"] == "tiny"
+    assert report["machine"]["cores"] >= 1
+    rows = by_name(report)
+    assert rows["one sample"]["passed"]["value"] == 0.25
+    assert rows["best of n, self-evaluation: n=4"]["passed"]["value"] == 1.0
+    assert rows["best of n, oracle: n=4"]["gain_passed"]["value"] == 1.0
+    assert rows["best of n, random pick: n=4"]["passed"]["value"] == 0.25
+    assert rows["adaptive: threshold 0.9"]["drawn"]["value"] < 4
+    assert {row["checkpoint"] for row in report["pair_accuracy"]} == {8, 16, None}
+
+
+def test_a_report_can_be_made_of_what_is_there_without_an_upstream(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(SamplingUpstream([Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0)], judge)) as upstream:
+        assert evaluate(capsys, "--upstream", upstream.url, "--limit", "2", "--cache", "kept.jsonl")[0] == 0
+    lines = (directory / "kept.jsonl").read_text().splitlines(keepends=True)
+    (directory / "kept.jsonl").write_text("".join(lines[:-1]) + lines[-1][:50])  # killed while it wrote the last one
+    arguments = ("--report-only", "--cache", "kept.jsonl", "--limit", "2", "--json", "--thresholds", "0.3,0.6")
+    status, out, err = evaluate(capsys, *arguments)
+    assert status == 0, err
+    assert "Ignored: 1 lines" in err
+    report = json.loads(out)
+    assert report["dataset"]["prompts"] == 1
+    assert report["dataset"]["incomplete_prompts"] == 1
+    assert report["study"]["thresholds"] == [0.3, 0.6]
+
+
+def test_a_corrected_verifier_needs_no_new_sampling(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(SamplingUpstream([Reply(BAD, gap_s=0)])) as upstream:
+        evaluate(capsys, "--upstream", upstream.url)
+    rows = (directory / "sums.jsonl").read_text()
+    (directory / "sums.jsonl").write_text(rows.replace('"answer": 4', '"answer": 5'))
+    _, out, _ = evaluate(capsys, "--report-only", "--json")
+    assert by_name(json.loads(out))["one sample"]["passed"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--report-only",), 1, "has no candidates to report on"),
+        (("--upstream", "http://127.0.0.1:9"), 1, "No upstream answers at http://127.0.0.1:9"),
+        (("--checkpoints", "8,x"), 2, "write whole numbers of tokens"),
+        (("--checkpoints", "0"), 2, "write whole numbers of tokens"),
+        (("--thresholds", "0.5,1.5"), 2, "write numbers from 0 to 1"),
+        (("--upstream", "nowhere"), 2, "upstream"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_remedy(
+    directory: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    found, out, err = evaluate(capsys, *arguments)
+    assert (found, out) == (status, "")
+    assert said in " ".join(err.split())
+
+
+def test_a_wrong_data_set_is_named_with_its_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "sums.jsonl").write_text('{"prompt": "x"}')
+    status, _, err = evaluate(capsys)
+    assert status == 1
+    assert "sums.jsonl, line 1: verifier is missing" in err

@@ -1,0 +1,159 @@
+"""Sampling for an evaluation, from an upstream over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from adaptive.clock import LoopClock
+from adaptive.evaluation.recording import Recording
+from adaptive.evaluation.tasks import Task
+from adaptive.evaluation.verifiers import Verdict
+from adaptive.seeds import candidate_seed
+from server.eval_sampling import EvalError, Job, Sampled, Sampler, connect, jobs_of
+from server.upstream import Timeouts, UpstreamClient
+from tests.server.sampling_upstream import MODEL, Reply, SamplingUpstream
+
+TASKS = tuple(
+    Task(name, ({"role": "user", "content": f"say {name}"},), lambda _: Verdict(1.0, passed=True)) for name in "ab"
+)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    upstream: SamplingUpstream, *, max_tokens: int = 50, checkpoints: tuple[int, ...] = (4, 8)
+) -> AsyncIterator[Sampled]:
+    async with upstream.serving():
+        client = UpstreamClient(upstream.url, timeouts=Timeouts(5, 5, 5, 20))
+        try:
+            yield await connect(client, None, temperature=0.8, max_tokens=max_tokens, checkpoints=checkpoints)
+        finally:
+            await client.aclose()
+
+
+async def record(sampled: Sampled, jobs: list[Job], concurrency: int = 4) -> tuple[list[Recording], list[str]]:
+    kept: list[Recording] = []
+    lost: list[str] = []
+    await Sampler(sampled, LoopClock()).record(jobs, concurrency=concurrency, keep=kept.append, lose=lost.append)
+    return sorted(kept, key=lambda each: (each.task, each.index)), lost
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 -- the upstream tells nobody
+        await asyncio.sleep(0.01)
+
+
+async def test_a_candidate_is_scored_where_it_is_longer_than_a_checkpoint_and_at_its_end() -> None:
+    def judge(text: str) -> float:
+        return 0.3 if "abcdefghij" in text else 0.7
+
+    async with connected(SamplingUpstream([Reply("abcdefghij"), Reply("abc")], judge)) as sampled:
+        jobs = jobs_of(TASKS[:1], 2, 0, sampled.setup)
+        (long, short), lost = await record(sampled, jobs)
+    assert lost == []
+    assert (long.text, long.tokens, long.finish_reason) == ("abcdefghij", 11, "stop")  # with the end of the turn
+    own = [score for score in long.scores if score.scorer == "self_evaluation"]
+    assert sorted((score.tokens, score.final, round(score.value, 3)) for score in own) == [
+        (4, False, 0.7),
+        (8, False, 0.7),
+        (11, True, 0.3),
+    ]
+    assert all(score.computed_tokens > 0 and score.label_mass == pytest.approx(1.0) for score in own)
+    free = {score.scorer for score in long.scores if score.computed_tokens == 0}
+    assert free == {"mean_log_probability", "group_confidence"}
+    assert [(score.tokens, score.final) for score in short.scores if score.scorer == "self_evaluation"] == [(4, True)]
+
+
+async def test_a_reply_that_max_tokens_ends_at_a_checkpoint_is_judged_there_once() -> None:
+    async with connected(SamplingUpstream([Reply("abcdefghij")]), max_tokens=8) as sampled:
+        (only,), _ = await record(sampled, jobs_of(TASKS[:1], 1, 0, sampled.setup))
+    assert (only.tokens, only.finish_reason) == (8, "length")
+    own = [(score.tokens, score.final) for score in only.scores if score.scorer == "self_evaluation"]
+    assert sorted(own) == [(4, False), (8, True)]
+
+
+async def test_seeds_temperature_and_limit_reach_the_upstream_and_prompts_share_no_seed() -> None:
+    upstream = SamplingUpstream([Reply("abc")])
+    async with connected(upstream) as sampled:
+        jobs = jobs_of(TASKS, 3, 5, sampled.setup)
+        await record(sampled, jobs)
+    chats = [chat for chat in upstream.chats if chat.get("stream")]
+    assert sorted(chat["seed"] for chat in chats) == sorted(job.seed for job in jobs)
+    assert len({job.seed for job in jobs}) == 6
+    assert [job.seed for job in jobs[:3]] == [candidate_seed(jobs[0].seed, index) for index in range(3)]
+    assert {(chat["temperature"], chat["max_completion_tokens"], chat["model"]) for chat in chats} == {(0.8, 50, MODEL)}
+    (salt,) = {chat["cache_salt"] for chat in chats}
+    assert len(salt) == 32
+
+
+async def test_no_more_candidates_run_at_a_time_than_asked_for() -> None:
+    upstream = SamplingUpstream([Reply("abcdef")])
+    async with connected(upstream) as sampled:
+        kept, _ = await record(sampled, jobs_of(TASKS, 4, 0, sampled.setup), concurrency=3)
+    assert len(kept) == 8
+    assert upstream.most_running == 3
+
+
+async def test_a_candidate_that_fails_is_tried_again_and_then_lost_without_the_others() -> None:
+    upstream = SamplingUpstream([Reply("abc"), Reply("abcdef", breaks_after=2)])
+    async with connected(upstream) as sampled:
+        kept, lost = await record(sampled, jobs_of(TASKS[:1], 2, 0, sampled.setup))
+    assert [each.index for each in kept] == [0]
+    assert len(lost) == 1
+    assert lost[0].startswith("candidate 1 of a: ")
+    assert sum(request_id.endswith(".c1") for request_id in upstream.chat_ids) == 3
+
+
+async def test_a_model_that_does_not_answer_the_question_is_recorded_with_its_label_mass() -> None:
+    async with connected(SamplingUpstream([Reply("abc")], label_mass=1e-4)) as sampled:
+        (only,), _ = await record(sampled, jobs_of(TASKS[:1], 1, 0, sampled.setup))
+    (score,) = (score for score in only.scores if score.scorer == "self_evaluation")
+    assert score.label_mass == pytest.approx(1e-4)
+    assert only.failures == ()
+
+
+async def test_a_score_that_cannot_be_had_is_noted_and_the_candidate_kept() -> None:
+    async with connected(SamplingUpstream([Reply("abc")], score_status=500)) as sampled:
+        (only,), _ = await record(sampled, jobs_of(TASKS[:1], 1, 0, sampled.setup))
+    assert {score.scorer for score in only.scores} == {"mean_log_probability", "group_confidence"}
+    assert only.failures == ("self_evaluation at 4 tokens: scoring was answered with 500: scripted",)
+
+
+async def test_an_interrupt_aborts_every_candidate_upstream() -> None:
+    upstream = SamplingUpstream([Reply("a" * 40, gap_s=0.05)])
+    async with connected(upstream) as sampled:
+        running = asyncio.create_task(record(sampled, jobs_of(TASKS, 4, 0, sampled.setup)))
+        await until(lambda: len(upstream.running) == 4)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await until(lambda: not upstream.running)
+    assert len(upstream.aborted) == 4
+
+
+async def test_an_upstream_that_goes_away_ends_the_run_with_the_remedy() -> None:
+    async with connected(SamplingUpstream([Reply("abc")])) as sampled:
+        pass
+    client = UpstreamClient("http://127.0.0.1:9", timeouts=Timeouts(1, 1, 1, 1))
+    gone = Sampled(client, sampled.profile, None, sampled.tokens, sampled.setup, (4,))
+    with pytest.raises(EvalError, match="The upstream is gone"):
+        await record(gone, jobs_of(TASKS[:1], 1, 0, sampled.setup))
+    await client.aclose()
+
+
+async def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
+    async with SamplingUpstream([Reply("abc")]).serving() as upstream:
+        client = UpstreamClient(upstream.url, timeouts=Timeouts(5, 5, 5, 20))
+        with pytest.raises(EvalError, match=f"does not serve 'big'; it serves {MODEL}"):
+            await connect(client, "big", temperature=1, max_tokens=1, checkpoints=())
+        await client.aclose()
+
+
+async def test_no_upstream_at_all_is_said_so() -> None:
+    client = UpstreamClient("http://127.0.0.1:9", timeouts=Timeouts(1, 1, 1, 1))
+    with pytest.raises(EvalError, match=r"No upstream answers at http://127\.0\.0\.1:9"):
+        await connect(client, None, temperature=1, max_tokens=1, checkpoints=())
+    await client.aclose()
