@@ -1,8 +1,9 @@
 """Locust scenarios for a proxy that runs: people who chat, with and without streaming, and now and then edit.
 
 Two tenants share the load. Each virtual user belongs to one of them, chats in its name, and checks on every answer
-that the constitution which was used is its own tenant's. Edits race on purpose: `If-Match` lets one win, and a 412 is
-counted under a name of its own, not as a failure.
+that the constitution which was used is its own tenant's. With `--sampled-share` some of them ask for adaptive
+best-of-N, and check the report that comes with each answer. Edits race on purpose: `If-Match` lets one win, and a 412
+is counted under a name of its own, not as a failure.
 
 Besides locust's own figures there are two of a streamed chat: `first token` in milliseconds, and `tokens per second`,
 where locust's millisecond columns hold tokens per second.
@@ -38,6 +39,7 @@ PRINCIPLES = (
     "Give the reason together with the recommendation.",
 )
 _TIMEOUT_S = 120.0
+_ADAPTIVE_MOST = 8  # candidates of the alias `<model>:adaptive`, the policy's default
 _OK, _CREATED, _NOT_FOUND, _PRECONDITION_FAILED = 200, 201, 404, 412
 _turn = itertools.count()
 
@@ -54,6 +56,9 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument("--chat-model", default="", help="Model to chat with; without it the first that is listed.")
     parser.add_argument("--max-tokens", type=int, default=64, help="Longest answer, in tokens.")
+    parser.add_argument(
+        "--sampled-share", type=float, default=0.0, help="Share of the users, 0 to 1, who ask for adaptive best-of-N."
+    )
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]  # the same
@@ -61,11 +66,33 @@ def check_options(environment: Any, **_: Any) -> None:
     """Refuse to start with a wrong number of keys. Raises `SystemExit`."""
     if len(api_keys(environment.parsed_options)) not in {0, len(TENANTS)}:
         raise SystemExit(f"--api-keys needs {len(TENANTS)} keys with a comma between, one for each tenant")
+    if not 0.0 <= environment.parsed_options.sampled_share <= 1.0:
+        raise SystemExit("--sampled-share is a share of the users: give a number from 0 to 1")
 
 
 def api_keys(options: Any) -> list[str]:
     """Return the keys that the options name, one for each tenant, or none."""
     return [key.strip() for key in options.api_keys.split(",") if key.strip()]
+
+
+def is_sampled(user: int, share: float) -> bool:
+    """Tell whether the `user`-th user, from 0, samples: spread evenly, so that of any number about that share does."""
+    return int((user + 1) * share) > int(user * share)
+
+
+def wrong_report(told: Any, tokens: int) -> str:
+    """Return what is wrong with a sampled answer's `preamble`, nothing if all is well. tokens: those of its usage."""
+    if not isinstance(told, dict):
+        return "a sampled answer without a report"
+    if not 1 <= told["candidates"]["drawn"] <= _ADAPTIVE_MOST:
+        return f"{told['candidates']['drawn']} candidates drawn"
+    if told["candidates"]["pruned"] >= told["candidates"]["drawn"]:
+        return "every candidate pruned"
+    if len(told["choices"]) != 1 or told["choices"][0]["tokens"] != tokens:
+        return "the report does not count the tokens of the choice"
+    if told["tokens"]["generated"] < tokens or not told["stop_reason"]:
+        return "the report does not say what was spent, and why it stopped"
+    return ""
 
 
 class Person(HttpUser):  # type: ignore[misc]  # locust's types are not followed
@@ -77,14 +104,16 @@ class Person(HttpUser):  # type: ignore[misc]  # locust's types are not followed
     def on_start(self) -> None:
         """Take a tenant, see that it has a constitution, and find the model."""
         options = self.environment.parsed_options
-        number = next(_turn) % len(TENANTS)
+        turn = next(_turn)
+        number = turn % len(TENANTS)
         keys = api_keys(options)
         self.client.headers.update(
             {"authorization": f"Bearer {keys[number]}"} if keys else {"x-preamble-user": TENANTS[number]}
         )
         self.constitution_id = ""
         self.max_tokens = options.max_tokens
-        self.chat_model = options.chat_model or self._first_model()
+        self.sampled = is_sampled(turn // len(TENANTS), options.sampled_share)
+        self.chat_model = (options.chat_model or self._first_model()) + (":adaptive" if self.sampled else "")
         self.edit_constitution()
 
     def _first_model(self) -> str:
@@ -93,23 +122,30 @@ class Person(HttpUser):  # type: ignore[misc]  # locust's types are not followed
     @task(6)  # type: ignore[untyped-decorator]  # locust's types are not followed
     def chat(self) -> None:
         """Ask and wait for the whole answer."""
-        with self._post(stream=False, name="chat") as response:
-            if self._is_good(response) and not response.json().get("choices"):
+        with self._post(stream=False, name="chat, adaptive" if self.sampled else "chat") as response:
+            if not self._is_good(response):
+                return
+            answer = response.json()
+            if not answer.get("choices"):
                 response.failure("an answer without choices")
+            elif self.sampled:
+                self._check_report(response, answer.get("preamble"), answer["usage"]["completion_tokens"])
 
     @task(6)  # type: ignore[untyped-decorator]  # locust's types are not followed
     def chat_streamed(self) -> None:
         """Ask and read the answer as it comes; report the first token and the speed after it."""
         began = perf_counter()
-        with self._post(stream=True, name="chat, streamed") as response:
+        name = "chat, adaptive, streamed" if self.sampled else "chat, streamed"
+        with self._post(stream=True, name=name) as response:
             if not self._is_good(response):
                 return
-            first, tokens, done = 0.0, 0, False
+            first, tokens, done, told = 0.0, 0, False, None
             for event in sse_data(response):
                 if event == b"[DONE]":
                     done = True
                     break
                 chunk = orjson.loads(event)
+                told = chunk.get("preamble") or told
                 if chunk.get("usage"):
                     tokens = chunk["usage"]["completion_tokens"]
                 if not first and any(choice["delta"].get("content") for choice in chunk["choices"]):
@@ -119,6 +155,9 @@ class Person(HttpUser):  # type: ignore[misc]  # locust's types are not followed
             if not done:
                 response.failure("a stream that ended without [DONE]")
                 return
+            if self.sampled:
+                self._check_report(response, told, tokens)
+                return  # its tokens come in bursts: speed and first token are another matter, told in the report
         if first:
             self._report("first token", (first - began) * 1e3)
             if tokens > 1 and ended > first:
@@ -168,6 +207,13 @@ class Person(HttpUser):  # type: ignore[misc]  # locust's types are not followed
             response.failure("answered with another constitution than the tenant's")
             return False
         return True
+
+    def _check_report(self, response: Any, told: Any, tokens: int) -> None:
+        wrong = wrong_report(told, tokens)
+        if wrong:
+            response.failure(wrong)
+        elif told["first_token_ms"] is not None:
+            self._report("first token, adaptive", told["first_token_ms"])
 
     def _report(self, name: str, value: float) -> None:
         self.environment.events.request.fire(

@@ -106,11 +106,12 @@ def test_locust_scenarios_run_without_a_failure(upstream: Target, tmp_path: Path
         host = proxy.requests_url.removesuffix("/v1/chat/completions")
         command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--host", host]
         command += ["--users=8", "--spawn-rate=8", "--run-time=4s", "--stop-timeout=5", "--only-summary"]
-        command += [f"--api-keys={key},{key}", "--json"]
+        command += [f"--api-keys={key},{key}", "--sampled-share=0.5", "--json"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert {"chat", "chat, streamed", "first token", "tokens per second", "edit constitution"} <= set(rows)
+    assert {"chat, adaptive", "chat, adaptive, streamed"} & set(rows)
     assert all(row["num_failures"] == 0 for row in rows.values())
     # 63 gaps of 2 ms, whatever the noise: the clock runs to the end of the stream, not to its headers.
     assert rows["chat, streamed"]["min_response_time"] >= 126

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -176,6 +177,24 @@ async def test_tokens_that_were_held_back_come_at_once_and_the_rest_as_they_are_
         assert len(arrivals) == 60
         assert arrivals[19] - arrivals[0] < 0.05  # generating them took 0.2 s
         assert arrivals[59] - arrivals[19] > 0.25
+
+
+async def test_a_client_that_reads_late_gets_all_of_a_stream_and_the_proxy_waits_for_it(open_setting: Open) -> None:
+    pieces = ({"content": "y" * 8192},) * 900  # more than the kernel's buffers hold
+    async with open_setting(Reply("x" * 900, gap_s=0.0, deltas=pieces)) as at:
+        body = json.dumps(CHAT | {"stream": True, "preamble": BEST_OF_2 | {"commit_at": 3}}).encode()
+        with socket.create_connection(("127.0.0.1", at.proxy.port)) as client:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            head += f"Authorization: {at.users[0].headers['authorization']}\r\nContent-Type: application/json\r\n\r\n"
+            client.sendall(head.encode() + body)
+            await at.until(lambda: at.upstream.chats and not at.upstream.running, timeout_s=20)
+            await asyncio.sleep(0.2)
+            client.setblocking(False)
+            received = b""
+            async with asyncio.timeout(20):
+                while b"[DONE]" not in received[-64:]:
+                    received += await asyncio.get_running_loop().sock_recv(client, 65536)
+        assert received.count(b"y" * 8192) == 900
 
 
 # An upstream that fails.
