@@ -34,8 +34,15 @@ _SHOWN_SERIES: Final = (
     "preamble_request_duration_seconds",
     "preamble_time_to_first_token_seconds",
     "preamble_overhead_seconds",
+    "preamble_candidates_per_request",
+    "preamble_candidate_tokens_total",
+    "preamble_prune_decisions_total",
 )
 # Long enough for several blocks of the prefix cache, whatever their size up to 128 tokens.
+_STORY: Final = "Write a short story about a lighthouse keeper."
+_STORY_TOKENS: Final = 160
+# Early enough that something is left to save of a reply this short.
+_BEST_OF_4: Final = {"checkpoints": [{"tokens": 32, "keep": 0.25}]}
 _LONG_QUESTION: Final = "Please repeat the last word of this list. " + "sun moon star tree river stone cloud " * 30
 
 
@@ -94,6 +101,7 @@ class Demo:
         self._chat_with(ada, plain, tag)
         self._preview(ada)
         self._opt_out(ada, plain)
+        self._sampled(grace)
         self._tenants(ada, grace)
         self._changes(metrics_before, self._metrics())
 
@@ -153,6 +161,34 @@ class Demo:
         self._check(same_prompt, "a request that opted out has another prompt than the one before the constitution")
         same = "the same answer as" if answer.text == plain.text else "another answer than"
         self._say(f"{answer.prompt_tokens} prompt tokens and {same} before the constitution.")
+
+    def _sampled(self, client: openai.OpenAI) -> None:
+        self._heading("The best of four, by the model's own judgement")
+        completion = client.chat.completions.create(
+            model=f"{self._model}:best-of-4",
+            messages=[{"role": "user", "content": _STORY}],
+            max_tokens=_STORY_TOKENS,
+            seed=1,
+            extra_body={"preamble": _BEST_OF_4},
+        )
+        told: Any = (completion.model_extra or {}).get("preamble")
+        self._check(told, "a sampled answer does not say what became of its candidates")
+        trace: Any = client.get(f"/traces/{completion.id}", cast_to=object)
+        self._say(f"model: {self._model}:best-of-4")
+        self._say(f"> {_STORY}")
+        table = Table("candidate", "score at 32", "at its end", "tokens", "fate", "it begins", box=None)
+        for each in trace["candidates"]:
+            scores = {score["final"]: f"{score['value']:.3f}" for score in each["scores"]}
+            begins = Text(" ".join(each["text"].split()), overflow="ellipsis", no_wrap=True, style="cyan")
+            shown = (scores.get(False, ""), scores.get(True, ""), str(each["tokens"]), each["fate"])
+            table.add_row(str(each["index"]), *shown, begins)
+        self._console.print(table)
+        drawn, tokens = told["candidates"], told["tokens"]
+        self._say(f"{drawn['pruned']} of {drawn['drawn']} stopped early.")
+        self._say(f"{tokens['generated']} tokens generated, {tokens['scored']} computed for scores.")
+        change = f"{abs(tokens['saved']):.0f} {'fewer' if tokens['saved'] >= 0 else 'more'}"
+        about = " (estimated)" if tokens["saved_is_estimated"] else ""
+        self._say(f"That is {change} than all four to their end would have been{about}.")
 
     def _tenants(self, ada: openai.OpenAI, grace: openai.OpenAI) -> None:
         self._heading("Two tenants send the same prompt; neither sees the other's cached prefix")

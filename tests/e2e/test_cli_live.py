@@ -110,7 +110,10 @@ def assert_demo_shown(out: str) -> None:
     assert "the same answer as before the constitution" in out
     assert re.search(r"ada, again +(\d+) +[1-9]\d*", out)
     assert re.search(r"grace, first +\d+ +0", out)
-    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +7", out)
+    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +8", out)
+    assert len(re.findall(r"^ ?[0-3] +0\.\d{3} .* (?:returned|finished|pruned) ", out, re.MULTILINE)) == 4
+    assert re.search(r"[0-3] of 4 stopped early\.\n\d+ tokens generated, \d+ computed for scores\.", out)
+    assert re.search(r"That is \d+ (?:fewer|more) than all four to their end", out)
 
 
 def test_the_demo_walks_through_the_product_in_front_of_a_running_vllm(vllm: Vllm, tmp_path: Path) -> None:
