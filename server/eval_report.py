@@ -16,7 +16,7 @@ from rich.table import Table
 
 from adaptive.evaluation.recording import Setup
 from adaptive.evaluation.statistics import LEVEL, Estimate
-from adaptive.evaluation.study import PairAccuracy, Row, ScoreSummary, Study
+from adaptive.evaluation.study import PairAccuracy, Row, ScoreSummary, Study, orders
 from server.machine import Machine
 from server.terminal import say
 
@@ -64,7 +64,7 @@ class Report:
                 f"{setup.max_tokens} tokens ({self.cut / self.candidates:.0%} of the candidates were cut there), "
                 f"seed {self.seed}; a prompt token of a score counts {design.prefill_weight:g}."
             ),
-            f"{_machine(self.machine)}; sampled {_day(self.sampled_from)} to {_day(self.sampled_to)}.",
+            f"Report made on {_machine(self.machine)}; sampled {_day(self.sampled_from)} to {_day(self.sampled_to)}.",
         ]
         if self.incomplete:
             lines.append(f"{self.incomplete} of {self.asked_prompts} prompts lack candidates and are left out.")
@@ -101,7 +101,7 @@ class Report:
             "study": {
                 "thresholds": list(study.thresholds),
                 "prefill_weight": design.prefill_weight,
-                "orders": f"{design.rounds} random ones with all their rotations",
+                "orders": len(orders(design.n, design.orders, design.seed)),
                 "resamples": design.resamples,
                 "interval": LEVEL,
                 "seed": design.seed,
