@@ -228,10 +228,10 @@ def _percent(estimate: Estimate, *, decimals: int = 1, sign: str = "") -> str:
     """Return an estimate of a share in per cent, with its interval."""
     if math.isnan(estimate.value):
         return "-"
-    value = f"{100 * estimate.value:{sign}.{decimals}f}"
+    value = f"{100 * estimate.value:{sign}z.{decimals}f}"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{100 * estimate.low:{sign}.0f}, {100 * estimate.high:{sign}.0f}]"
+    return f"{value} [{100 * estimate.low:{sign}z.0f}, {100 * estimate.high:{sign}z.0f}]"
 
 
 def _plain_row(row: Row) -> dict[str, Any]:
