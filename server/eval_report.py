@@ -16,7 +16,7 @@ from rich.table import Table
 
 from adaptive.evaluation.recording import Setup
 from adaptive.evaluation.statistics import LEVEL, Estimate
-from adaptive.evaluation.study import PairAccuracy, Row, ScoreSummary, Study
+from adaptive.evaluation.study import PairAccuracy, Row, ScoreSummary, Study, orders
 from server.machine import Machine
 from server.terminal import say
 
@@ -64,7 +64,7 @@ class Report:
                 f"{setup.max_tokens} tokens ({self.cut / self.candidates:.0%} of the candidates were cut there), "
                 f"seed {self.seed}; a prompt token of a score counts {design.prefill_weight:g}."
             ),
-            f"{_machine(self.machine)}; sampled {_day(self.sampled_from)} to {_day(self.sampled_to)}.",
+            f"Report made on {_machine(self.machine)}; sampled {_day(self.sampled_from)} to {_day(self.sampled_to)}.",
         ]
         if self.incomplete:
             lines.append(f"{self.incomplete} of {self.asked_prompts} prompts lack candidates and are left out.")
@@ -101,7 +101,7 @@ class Report:
             "study": {
                 "thresholds": list(study.thresholds),
                 "prefill_weight": design.prefill_weight,
-                "orders": f"{design.rounds} random ones with all their rotations",
+                "orders": len(orders(design.n, design.orders, design.seed)),
                 "resamples": design.resamples,
                 "interval": LEVEL,
                 "seed": design.seed,
@@ -228,10 +228,10 @@ def _percent(estimate: Estimate, *, decimals: int = 1, sign: str = "") -> str:
     """Return an estimate of a share in per cent, with its interval."""
     if math.isnan(estimate.value):
         return "-"
-    value = f"{100 * estimate.value:{sign}.{decimals}f}"
+    value = f"{100 * estimate.value:{sign}z.{decimals}f}"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{100 * estimate.low:{sign}.0f}, {100 * estimate.high:{sign}.0f}]"
+    return f"{value} [{100 * estimate.low:{sign}z.0f}, {100 * estimate.high:{sign}z.0f}]"
 
 
 def _plain_row(row: Row) -> dict[str, Any]:

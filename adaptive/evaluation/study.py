@@ -40,8 +40,8 @@ class Design:
     """How a study is made.
 
     thresholds: of adaptive sampling; none: `thresholds_from` the recorded scores. prefill_weight: what computing one
-    prompt token for a score costs against generating one, 0 to 1 (see `savings.estimated`). rounds: random orders,
-    before their rotations. resamples: of the bootstrap.
+    prompt token for a score costs against generating one, 0 to 1 (see `savings.estimated`). orders: about how many are
+    tried. resamples: of the bootstrap.
     """
 
     n: int
@@ -49,7 +49,7 @@ class Design:
     max_tokens: int
     thresholds: tuple[float, ...] = ()
     prefill_weight: float = 1.0
-    rounds: int = 8
+    orders: int = 64
     resamples: int = 1000
     seed: int = 0
 
@@ -163,13 +163,16 @@ def thresholds_from(prompts: Sequence[Prompt]) -> tuple[float, ...]:
     return tuple(sorted(own | {Policy().threshold}))
 
 
-def orders(count: int, rounds: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Return orders of that many things: all there are of few, else so many random ones and their rotations."""
+def orders(count: int, wanted: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Return orders of that many things: all there are of few, else random ones with all their rotations.
+
+    wanted: about how many; at least one with its rotations.
+    """
     if count <= _EXHAUSTIVE:
         return tuple(itertools.permutations(range(count)))
     source = random.Random(seed)  # noqa: S311 -- an experiment's design, no secret
     found = []
-    for _ in range(rounds):
+    for _ in range(max(1, wanted // count)):
         order = source.sample(range(count), count)
         found += [tuple(order[start:] + order[:start]) for start in range(count)]
     return tuple(found)
@@ -184,7 +187,7 @@ class _Subject:
         pairs = pairs[: design.n]
         self._passed = [float(verdict.passed) for _, verdict in pairs]
         self._reward = [verdict.reward for _, verdict in pairs]
-        self._orders = orders(design.n, design.rounds, design.seed)
+        self._orders = orders(design.n, design.orders, design.seed)
         self._replayable = {
             scorer: [_replayable(recording, scorer, design.checkpoints) for recording, _ in pairs] for scorer in SCORERS
         }

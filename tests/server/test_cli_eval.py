@@ -6,7 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +143,29 @@ def test_a_corrected_verifier_needs_no_new_sampling(directory: Path, capsys: pyt
     (directory / "sums.jsonl").write_text(rows.replace('"answer": 4', '"answer": 5'))
     _, out, _ = evaluate(capsys, "--report-only", "--json")
     assert by_name(json.loads(out))["one sample"]["passed"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_goes_on_where_it_was(
+    directory: Path, capsys: pytest.CaptureFixture[str], number: int, status: int
+) -> None:
+    kept = directory / "results" / "eval-sums" / "candidates.jsonl"
+    replies = [Reply(GOOD, gap_s=0), Reply("x" * 39, gap_s=0.5)]
+    with served(SamplingUpstream(replies, judge)) as upstream:
+        command = [sys.executable, "-m", "server", "eval", "sums.jsonl", "--n", "4", "--max-tokens", "40"]
+        command += ["--checkpoints", "8,16", "--upstream", upstream.url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            while not (kept.exists() and kept.read_bytes().count(b"\n") == 6):  # every other one is slow
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=20)
+        assert process.returncode == status
+        assert ("6 candidates are kept" in err) == (number != signal.SIGKILL)
+        upstream.replies = [Reply(BAD, gap_s=0)]
+        found, _, err = evaluate(capsys, "--upstream", upstream.url)
+        assert found == 0, err
+        assert "Sampling 6 of 12 candidates" in err
 
 
 @pytest.mark.parametrize(

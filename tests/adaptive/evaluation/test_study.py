@@ -17,7 +17,7 @@ from adaptive.evaluation.verifiers import Verdict
 
 from .recordings import CHECKPOINTS, SETUP, Made, prompt, prompts
 
-DESIGN = Design(n=5, checkpoints=CHECKPOINTS, max_tokens=SETUP.max_tokens, rounds=2, resamples=20)
+DESIGN = Design(n=5, checkpoints=CHECKPOINTS, max_tokens=SETUP.max_tokens, orders=10, resamples=20)
 
 
 def studied(found: Sequence[Prompt], design: Design = DESIGN) -> Study:
@@ -188,9 +188,10 @@ def test_thresholds_lie_among_the_scores_that_were_seen() -> None:
 
 def test_few_candidates_are_tried_in_every_order_and_many_in_balanced_ones() -> None:
     assert len(set(orders(4, 1, 0))) == 24
-    found = orders(6, 5, 0)
+    found = orders(6, 30, 0)
     assert len(found) == 30
-    assert orders(6, 5, 0) == found
+    assert orders(6, 30, 0) == found
+    assert len(orders(6, 1, 0)) == 6
     for place in range(6):
         assert sorted(order[place] for order in found) == sorted(list(range(6)) * 5)
 
