@@ -29,6 +29,7 @@ from server.eval_report import Report, as_html, show
 from server.eval_sampling import EvalError, Job, Sampler, connect, jobs_of
 from server.interrupts import sigterm_interrupts
 from server.machine import this_machine
+from server.self_evaluation_config import FILE
 from server.settings import Settings
 from server.terminal import say, shown_progress
 from server.upstream import Timeouts, UpstreamClient
@@ -146,7 +147,11 @@ def _upstream(settings: Settings, err: Console) -> Iterator[Settings]:
         upstream = engine.start(progress)
     try:
         key = SecretStr(upstream.api_key)
-        yield settings.model_copy(update={"upstream": upstream.base_url, "upstream_api_key": key, "model": None})
+        started = {"upstream": upstream.base_url, "upstream_api_key": key, "model": None}
+        beside = None if settings.model is None else Path(settings.model)
+        if settings.self_evaluation is None and beside is not None and (beside / FILE).is_file():
+            started["self_evaluation"] = beside  # a relative path, which `/v1/models` gives too, is ours to read here
+        yield settings.model_copy(update=started)
     finally:
         engine.stop()
 
@@ -189,6 +194,7 @@ async def _sample_missing(
             temperature=options.temperature,
             max_tokens=options.max_tokens,
             checkpoints=options.checkpoints,
+            self_evaluation=settings.self_evaluation,
         )
         jobs = jobs_of(tasks, options.n, options.seed, sampled.setup)
         missing = [job for job in jobs if not file.has(job.key, options.checkpoints)]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from adaptive.candidate import Candidate, Partial
@@ -22,6 +23,7 @@ from adaptive.evaluation.tasks import Task
 from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, Scorer, ScoringFailed
 from server.errors import UpstreamUnavailable
 from server.probe import Scoring, UpstreamProfile, probe
+from server.self_evaluation_config import SelfEvaluationConfigError, in_force, read_config
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.upstream import UpstreamClient
 from server.vllm_engine import PATH, ChatRequest, ChatSelfEvaluation, VllmEngine
@@ -72,9 +74,18 @@ def jobs_of(tasks: Sequence[Task], n: int, seed: int, setup: Setup) -> list[Job]
 
 
 async def connect(
-    upstream: UpstreamClient, model: str | None, *, temperature: float, max_tokens: int, checkpoints: tuple[int, ...]
+    upstream: UpstreamClient,
+    model: str | None,
+    *,
+    temperature: float,
+    max_tokens: int,
+    checkpoints: tuple[int, ...],
+    self_evaluation: Path | None = None,
 ) -> Sampled:
-    """Return the upstream with the model of that name, or its first. Raises `EvalError` where it cannot be sampled."""
+    """Return the upstream with the model of that name, or its first.
+
+    self_evaluation: the setting. Raises `EvalError` where it cannot be sampled, and for a wrong configuration.
+    """
     profile = await probe(upstream)
     if not profile.reachable:
         raise EvalError(f"No upstream answers at {upstream.base_url}. `preamble doctor` may tell why.")
@@ -84,7 +95,11 @@ async def connect(
     served = next((each for each in profile.models if model in {None, each.name}), None)
     if served is None:
         raise EvalError(f"The upstream does not serve {model!r}; it serves {', '.join(profile.model_names)}.")
-    tokens = SelfEvaluationTokens(upstream, upstream_now=lambda: profile)
+    try:
+        config = in_force(None if self_evaluation is None else read_config(self_evaluation), served)
+    except SelfEvaluationConfigError as error:
+        raise EvalError(str(error)) from error
+    tokens = SelfEvaluationTokens(upstream, upstream_now=lambda: profile, config_of=lambda _: config)
     try:
         question = await tokens.of(served.name)
     except ScoringFailed as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -24,12 +26,23 @@ TASKS = tuple(
 
 @contextlib.asynccontextmanager
 async def connected(
-    upstream: SamplingUpstream, *, max_tokens: int = 50, checkpoints: tuple[int, ...] = (4, 8)
+    upstream: SamplingUpstream,
+    *,
+    max_tokens: int = 50,
+    checkpoints: tuple[int, ...] = (4, 8),
+    self_evaluation: Path | None = None,
 ) -> AsyncIterator[Sampled]:
     async with upstream.serving():
         client = UpstreamClient(upstream.url, timeouts=Timeouts(5, 5, 5, 20))
         try:
-            yield await connect(client, None, temperature=0.8, max_tokens=max_tokens, checkpoints=checkpoints)
+            yield await connect(
+                client,
+                None,
+                temperature=0.8,
+                max_tokens=max_tokens,
+                checkpoints=checkpoints,
+                self_evaluation=self_evaluation,
+            )
         finally:
             await client.aclose()
 
@@ -120,6 +133,21 @@ async def test_a_score_that_cannot_be_had_is_noted_and_the_candidate_kept() -> N
         (only,), _ = await record(sampled, jobs_of(TASKS[:1], 1, 0, sampled.setup))
     assert {score.scorer for score in only.scores} == {"mean_log_probability", "group_confidence"}
     assert only.failures == ("self_evaluation at 4 tokens: scoring was answered with 500: scripted",)
+
+
+async def test_a_trained_checkpoint_is_asked_in_its_own_way_and_its_records_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "preamble_self_evaluation.json"
+    file.write_text(json.dumps({"format": 1, "suffix_ids": [7, 8], "win_or_tie_ids": [5], "loss_ids": [6]}))
+    async with connected(SamplingUpstream([Reply("abc")])) as literal:
+        pass
+    async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=tmp_path) as trained:
+        question = await trained.tokens.of(MODEL)
+    assert (question.suffix, question.labels.ids) == ((7, 8), (5, 6))
+    assert trained.setup.question != literal.setup.question
+    file.write_text("{}")
+    with pytest.raises(EvalError, match="format"):
+        async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=file):
+            pass
 
 
 async def test_an_interrupt_aborts_every_candidate_upstream() -> None:
