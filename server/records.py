@@ -26,16 +26,12 @@ class ApiKey:
     revoked_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ConstitutionVersion:
-    """One immutable version of a user's constitution; whether it is `active` may change. `created_at`: Unix seconds."""
+class _Tagged:
+    """What has an id and a version, and with both a name for one content."""
 
+    __slots__ = ()
     id: str
     version: int
-    user: str
-    constitution: Constitution
-    active: bool
-    created_at: int
 
     @property
     def tag(self) -> str:
@@ -49,7 +45,19 @@ class ConstitutionVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class UserPolicy:
+class ConstitutionVersion(_Tagged):
+    """One immutable version of a user's constitution; whether it is `active` may change. `created_at`: Unix seconds."""
+
+    id: str
+    version: int
+    user: str
+    constitution: Constitution
+    active: bool
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserPolicy(_Tagged):
     """A user's default policy. `content`: JSON of the fields that were said, no others. `updated_at`: Unix seconds.
 
     `version` counts its changes from 1; what was before is not kept.
@@ -60,16 +68,6 @@ class UserPolicy:
     user: str
     content: str
     updated_at: int
-
-    @property
-    def tag(self) -> str:
-        """`<id>@<version>`, which names exactly one text for ever."""
-        return f"{self.id}@{self.version}"
-
-    @property
-    def etag(self) -> str:
-        """The tag as HTTP writes an entity tag."""
-        return f'"{self.tag}"'
 
 
 @dataclass(frozen=True, slots=True)

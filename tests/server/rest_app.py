@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from adaptive.policy import Mode
 from constitutions.compose import Placement
@@ -71,3 +72,8 @@ def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -
     )
     app.include_router(key_routes.build_router(store=store, identify=callers.identify))
     return app
+
+
+def client_of(anonymous: TestClient, token: str) -> TestClient:
+    """Return a client of the same application that sends this key."""
+    return TestClient(anonymous.app, headers={"authorization": f"Bearer {token}"})

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import uvicorn
+
+from tests.server.serving_asgi import serving
 
 MODEL = "tiny"
 YES, NO = 2_000_001, 2_000_002
@@ -74,19 +74,8 @@ class SamplingUpstream:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[SamplingUpstream]:
         """Serve for as long as the context lasts."""
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            config = uvicorn.Config(self, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-            server = uvicorn.Server(config)
-            task = asyncio.create_task(server.serve([listener]))
-            while not server.started:
-                assert not task.done(), "the upstream did not start"
-                await asyncio.sleep(0.005)
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            try:
-                yield self
-            finally:
-                server.should_exit = True
-                await task
+        async with serving(self) as self.url:
+            yield self
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = scope["path"]

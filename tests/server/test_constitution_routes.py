@@ -24,7 +24,7 @@ from server.wire import (
     ErrorBody,
     PreviewBody,
 )
-from tests.server.rest_app import ADMIN_KEY, Upstream, build_app
+from tests.server.rest_app import ADMIN_KEY, Upstream, build_app, client_of
 
 OWN = "/v1/constitution"
 BRIEF = {"principles": [{"text": "Be brief.", "dimension": "style"}]}
@@ -69,10 +69,6 @@ def app(shared: tuple[Path, Store, Upstream, FastAPI]) -> FastAPI:
 def anonymous(app: FastAPI, store: Store, upstream: Upstream) -> Iterator[TestClient]:
     with TestClient(app) as client:
         yield client
-
-
-def client_of(anonymous: TestClient, token: str) -> TestClient:
-    return TestClient(anonymous.app, headers={"authorization": f"Bearer {token}"})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from server.policy import PolicyFields
 from server.policy_wire import PolicyBody, to_plain
 from server.records import UserPolicy
 from server.store import Store
-from tests.server.rest_app import ADMIN_KEY, POLICY, Upstream, build_app
+from tests.server.rest_app import ADMIN_KEY, POLICY, Upstream, build_app, client_of
 
 OWN = "/v1/policy"
 
@@ -37,10 +37,6 @@ def store(shared: tuple[Store, FastAPI]) -> Store:
 def anonymous(shared: tuple[Store, FastAPI], store: Store) -> Iterator[TestClient]:
     with TestClient(shared[1]) as client:
         yield client
-
-
-def client_of(anonymous: TestClient, token: str) -> TestClient:
-    return TestClient(anonymous.app, headers={"authorization": f"Bearer {token}"})
 
 
 @pytest.fixture
