@@ -9,10 +9,15 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 
 from server.engine import EmbeddedEngine, Progress
 from server.settings import Settings
+
+# How long an example takes says more of the machine than of the code: pytest-timeout bounds a test as a whole.
+hypothesis.settings.register_profile("preamble", deadline=None)
+hypothesis.settings.load_profile("preamble")
 
 
 def pytest_configure() -> None:

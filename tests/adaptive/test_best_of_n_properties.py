@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adaptive.scripted import Script, ScriptedEngine
 
 Runs = tuple["tuple[Script, ...]", tuple[float, ...], float, tuple[EngineError | None, ...]]
-runs = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+runs = settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 
 
 def engine_of(run: Runs) -> ScriptedEngine:

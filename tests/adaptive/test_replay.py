@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive.annealing import CONSTANT
@@ -51,7 +51,6 @@ def summary(played: Played) -> Replayed:
     )
 
 
-@settings(deadline=None)
 @given(
     policies,
     st.lists(st.integers(min_value=1, max_value=16), min_size=8, max_size=8),

@@ -61,7 +61,7 @@ def test_a_round_without_cpu_time_is_an_error_that_names_it(lacking: float | Non
         compare(taken, Mode.REQUESTS, target="a", baseline="b", allowed=1.0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(min_value=0.1, max_value=100), min_size=1, max_size=12))
 def test_the_interval_holds_the_median_and_lies_within_the_values(values: list[float]) -> None:
     interval = bootstrap_median(values)

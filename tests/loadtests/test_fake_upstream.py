@@ -98,7 +98,7 @@ async def test_a_reader_that_keeps_up_sees_every_chunk_in_a_read_of_its_own() ->
     assert len(reads) == 8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kinds=st.lists(st.sampled_from(["chat", "stream", "health"]), min_size=1, max_size=4),
     cuts=st.lists(st.integers(min_value=1, max_value=600), max_size=6),

@@ -193,7 +193,7 @@ async def test_each_field_of_a_chat_arrives_alone_and_streamed(
         assert orjson.dumps(body) == orjson.dumps(sent)  # 1 and 1.0 are equal in Python, and not the same in JSON
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(TEXTS, JSON_VALUES, max_size=4))
 async def test_any_fields_at_all_arrive_unchanged(
     alice: httpx.AsyncClient, upstream: FakeUpstream, fields: dict[str, Any]

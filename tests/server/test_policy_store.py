@@ -107,7 +107,7 @@ def test_another_store_on_the_same_file_is_told_before_the_write_returns(url: st
         assert reader.signal.current() == 2
 
 
-@settings(deadline=None, max_examples=30)  # each opens a store
+@settings(max_examples=30)  # each opens a store
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("ab"), st.integers(1, 3)), max_size=12)
 )

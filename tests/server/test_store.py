@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from constitutions.constitution import Constitution, Dimension, Principle
@@ -230,7 +230,6 @@ def test_a_constitution_needs_a_proper_user(store: Store, bad: str) -> None:
         store.put(bad, BRIEF)
 
 
-@settings(deadline=None)  # each opens a store, which a busy machine makes slow
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["put", "activate", "delete"]), st.sampled_from(["a", "b"]), st.integers(0, 4)),

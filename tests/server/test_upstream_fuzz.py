@@ -90,7 +90,7 @@ def cut(whole: bytes, at: Sequence[int]) -> list[bytes]:
 
 
 @LOOPS
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(given_answer=answers(), data=st.data(), stream=st.booleans())
 def test_any_valid_answer_cut_anywhere_arrives_equal(
     new_loop: NewLoop, given_answer: Answer, data: st.DataObject, stream: bool
@@ -133,7 +133,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 
 @LOOPS
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     raw=st.one_of(spoilt(), st.binary(max_size=60)),
     data=st.data(),
@@ -182,7 +182,7 @@ ACTIONS = st.one_of(
 
 
 @LOOPS
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     scripts=st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=6),
     actions=st.lists(ACTIONS, min_size=4, max_size=25),

@@ -38,7 +38,7 @@ def pairs(of: Study, scorer: str, checkpoint: int | None, better: str = "passed"
 # What holds for all candidates.
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(prompts())
 def test_the_oracle_bounds_every_choice_and_gains_with_each_sample(found: list[Prompt]) -> None:
     result = studied(found)
@@ -53,7 +53,7 @@ def test_the_oracle_bounds_every_choice_and_gains_with_each_sample(found: list[P
     assert max(row.reward.value for row in result.rows) <= oracle[-1].reward.value + 1e-9
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(prompts())
 def test_one_sample_is_the_mean_of_all_candidates_and_so_is_a_random_pick(found: list[Prompt]) -> None:
     result = studied(found)
@@ -65,7 +65,7 @@ def test_one_sample_is_the_mean_of_all_candidates_and_so_is_a_random_pick(found:
         assert row.reward.value == pytest.approx(one.reward.value)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(prompts())
 def test_cost_grows_with_n_and_with_the_threshold_and_pruning_generates_less(found: list[Prompt]) -> None:
     result = studied(found, replace(DESIGN, thresholds=(0.0, 0.3, 0.6, 1.0)))
@@ -80,7 +80,7 @@ def test_cost_grows_with_n_and_with_the_threshold_and_pruning_generates_less(fou
         assert row.drawn.value == 5
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(prompts())
 def test_the_order_of_recording_does_not_matter(found: list[Prompt]) -> None:
     shuffled = []
