@@ -201,15 +201,15 @@ def started(*, prefix_caching: bool, block_size: int, notes: Console) -> Iterato
 
 def all_costs(
     upstream: str | None, api_key: str | None, blocks: Sequence[int], plan: Plan, notes: Console
-) -> list[Costs]:
+) -> Iterator[Costs]:
     """Measure the upstream that is given, or the embedded vLLM with the cache on and off. Raises `Unable`."""
     if upstream is not None:
-        return [measure(Upstream("upstream", upstream.rstrip("/").removesuffix("/v1"), api_key), plan, notes)]
-    found = []
-    for prefix_caching, block_size in [(True, size) for size in blocks] + [(False, blocks[0])]:
+        yield measure(Upstream("upstream", upstream.rstrip("/").removesuffix("/v1"), api_key), plan, notes)
+        return
+    for prefix_caching, block_size in [(True, blocks[0]), (False, blocks[0]), *((True, size) for size in blocks[1:])]:
         with started(prefix_caching=prefix_caching, block_size=block_size, notes=notes) as engine:
-            found.append(measure(engine, plan, notes))
-    return found
+            found = measure(engine, plan, notes)
+        yield found
 
 
 def main(
@@ -231,15 +231,26 @@ def main(
     notes = Console(stderr=True)
     signal.signal(signal.SIGTERM, interrupt)
     plan = Plan(prompts, candidates, tokens, tuple(sorted({each for each in checkpoints if 0 < each < tokens})))
+    found: list[Costs] = []
+    status = 0
+    where = report.environment(with_nginx=False)
     try:
-        where = report.environment(with_nginx=False)
-        found = all_costs(upstream, upstream_api_key, blocks, plan, notes)
+        for each in all_costs(upstream, upstream_api_key, blocks, plan, notes):
+            found += [each]
     except (Unable, ValueError) as error:
         notes.print(f"[bold red]scoring_cost:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(UNABLE) from None
+        status = UNABLE
     except KeyboardInterrupt:
         notes.print("scoring_cost: interrupted; everything that was started has been stopped")
-        raise typer.Exit(INTERRUPTED) from None
+        status = INTERRUPTED
+    _tell(found, where, plan, as_json=as_json)  # what was measured until then too: an engine takes a minute to start
+    if status:
+        raise typer.Exit(status)
+
+
+def _tell(found: Sequence[Costs], where: report.Environment, plan: Plan, *, as_json: bool) -> None:
+    if not found:
+        return
     if as_json:
         plain = {"environment": asdict(where), "plan": asdict(plan), "costs": [asdict(each) for each in found]}
         print(orjson.dumps(plain, option=orjson.OPT_INDENT_2).decode())
