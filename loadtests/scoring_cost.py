@@ -276,11 +276,11 @@ def show(console: Console, found: Sequence[Costs], plan: Plan) -> None:
         "time with scores / without": [_interval(each.extra_time) for each in found],
         "a scoring call, ms": [f"{each.call_ms:.0f}" for each in found],
         "scores in a call": [f"{each.scores / each.calls:.1f}" for each in found],
-        "tokens of a scored sequence": [f"{each.sequence_tokens:.0f}" for each in found],
-        "of these computed, by vLLM's counter": [
+        "tokens of a scored sequence, without the question": [f"{each.sequence_tokens:.0f}" for each in found],
+        "tokens computed for it, by vLLM's counter": [
             "-" if each.computed_tokens is None else f"{each.computed_tokens:.0f}" for each in found
         ],
-        "of these computed, by usage": [f"{each.told_tokens:.0f}" for each in found],
+        "tokens computed for it, by usage": [f"{each.told_tokens:.0f}" for each in found],
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
