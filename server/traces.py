@@ -49,7 +49,9 @@ class TraceFiles:
         partial.replace(path)
         self._room -= 1
         if self._room < 0:
-            self._room = max(0, self._most - self._sweep()) // 8
+            # Looking through a full directory takes milliseconds, so not for every trace, and room for several is made.
+            self._sweep(self._most - self._most // 8)
+            self._room = self._most // 32
 
     def get(self, response_id: str) -> StoredTrace | None:
         """Return the trace of that response, None if there is none any more."""
@@ -65,8 +67,8 @@ class TraceFiles:
     def _path(self, response_id: str) -> Path:
         return self._directory / (hashlib.sha256(response_id.encode()).hexdigest() + _SUFFIX)
 
-    def _sweep(self) -> int:
-        """Remove what is too old, and the oldest of what is too many; return how many are left."""
+    def _sweep(self, most: int) -> None:
+        """Remove what is too old, and the oldest of what is more than `most`."""
         found = []
         for entry in os.scandir(self._directory):
             try:
@@ -75,10 +77,9 @@ class TraceFiles:
                 continue  # another worker sweeps too
         found.sort(reverse=True)
         oldest = self._now() - self._ttl_s
-        kept = [path for at, path in found[: self._most] if at >= oldest]
-        for _, path in found[len(kept) :]:
+        kept = sum(at >= oldest for at, _ in found[:most])
+        for _, path in found[kept:]:
             Path(path).unlink(missing_ok=True)
-        return len(kept)
 
 
 class TraceWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from server.traces import TraceFiles, TraceWriter
@@ -47,6 +48,19 @@ def test_there_are_never_many_more_than_allowed_and_the_latest_are_kept(tmp_path
         assert len(list(tmp_path.iterdir())) <= 20 + 20 // 8 + 1
     assert files.get("id-99") is not None
     assert files.get("id-0") is None
+
+
+def test_a_full_directory_is_not_looked_through_for_every_trace(tmp_path: Path) -> None:
+    now = Hours()
+    files = TraceFiles(tmp_path, ttl_s=3600, most=320, now=now)
+    left = []
+    for number in range(400):
+        now.at += 1
+        files.put(f"id-{number}", "alice", {})
+        left.append(len(list(tmp_path.iterdir())))
+    assert max(left) <= 320
+    looks = sum(after <= before for before, after in itertools.pairwise(left[300:]))
+    assert 5 <= looks <= 12
 
 
 async def test_a_full_disk_does_not_fail_the_request(tmp_path: Path) -> None:
