@@ -141,7 +141,7 @@ def main(
         console.width = max(console.width, TABLE_WIDTH)
         report.show_environment(console, where)
         show(console, taken, found, beside, doubtful)
-    if found[RATIO.name].median > max_candidate_ratio or any(each.result.errors or each.wrong for each in taken):
+    if found[RATIO.name].median > max_candidate_ratio or any(each.failed for each in taken):
         raise typer.Exit(MISSED)
 
 

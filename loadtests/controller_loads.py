@@ -100,6 +100,11 @@ class Taken:
     result: Result
     wrong: str = ""
 
+    @property
+    def failed(self) -> bool:
+        """An answer was wrong, or work was missing. Scores that came too late make the figure doubtful, no more."""
+        return bool(self.result.errors) or (bool(self.wrong) and self.load != SCORED.name)
+
 
 def candidate_ms(ms: Mapping[str, float], few: Load = FEW_LONG, many: Load = MANY_LONG) -> float:
     """Return the CPU milliseconds of one candidate more, from those of the loads."""

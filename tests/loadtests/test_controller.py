@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_work_that_was_not_done_is_told() -> None:
     did = {"chats": 8, "scorings": 4, "scored": 30, "abandoned": 0, "most_streams": 8}
     assert wrong_work(SCORED, 1, did) == "30 scored instead of 32"
     assert wrong_work(SCORED, 1, did | {"scored": 32}) == ""
+
+
+def test_late_scores_are_a_doubt_and_missing_candidates_a_failure() -> None:
+    (first, *_, scored, _) = taken(costs(1, 1, 1))
+    assert (first.load, scored.load) == (PASSED.name, SCORED.name)
+    assert not replace(scored, wrong="30 scored instead of 32").failed
+    assert replace(first, wrong="7 chats instead of 8").failed
+    assert not first.failed
+    assert [each.failed for each in taken({"scored": 1.0}, errors={"status 503": 1})] == [True]
 
 
 def test_what_makes_a_measurement_doubtful_is_named() -> None:
