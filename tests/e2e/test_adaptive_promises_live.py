@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_commit_at_gives_the_first_token_long_before_the_run_is_over(vllm: Vllm,
         arrived: list[tuple[float, Any]] = [(at, event) for at, line in lines for event in sse_events(line)]
     content = [at for at, event in arrived if event != "[DONE]" and event["choices"][0]["delta"].get("content")]
     told = arrived[-2][1]["preamble"]
-    assert told["stop_reason"] in {"commit_at", "n_max"}
+    assert told["stop_reason"] == "commit_at"
     assert told["choices"][0]["tokens"] == 64
     assert content[0] < 0.6 * content[-1]
     # Those held back came together, the rest one by one.
@@ -79,10 +80,23 @@ def test_commit_at_gives_the_first_token_long_before_the_run_is_over(vllm: Vllm,
     assert told["first_token_ms"] / 1000 == pytest.approx(content[0], abs=0.25)
 
 
+@pytest.fixture(scope="module")
+def with_read_out(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """Return a user of a proxy that takes two ordinary tokens for a read-out: no checkpoint is trained for one."""
+    directory = tmp_path_factory.mktemp("read-out")
+    labels = {"format": 1, "read_out": {"win_or_tie_ids": [28], "loss_ids": [30]}}
+    (directory / "preamble_self_evaluation.json").write_text(json.dumps(labels))
+    settings: dict[str, object] = {"self_evaluation": directory}
+    with Preamble(vllm.base_url, directory, upstream_api_key=vllm.api_key, settings=settings) as proxy:
+        yield proxy.user()
+
+
 @pytest.mark.parametrize("scorer", ["read_out", "mean_log_probability", "group_confidence"])
-def test_scorers_that_ask_nothing_prune_and_pick_without_a_prompt_token(vllm: Vllm, user: User, scorer: str) -> None:
+def test_scorers_that_ask_nothing_prune_and_pick_without_a_prompt_token(
+    vllm: Vllm, with_read_out: User, scorer: str
+) -> None:
     policy = BEST_OF_2 | {"scorer": scorer, "checkpoints": [{"tokens": 6, "keep": 0.5}]}
-    told = chat(user, vllm, policy)["preamble"]
+    told = chat(with_read_out, vllm, policy)["preamble"]
     assert (told["scorer"], told["degradations"]) == (scorer, [])
     assert told["candidates"] == {"drawn": 2, "pruned": 1}
     assert told["tokens"]["scored"] == 0
