@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,20 +246,40 @@ def _started(
     """Run a command in a process group of its own, output to a file in `folder`; end the group on the way out."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("PREAMBLE_")}
     environ |= {"PYTHONPATH": str(tree), **(settings or {})}
-    with _log(name, folder).open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environ,
-            cwd=folder,
-            start_new_session=True,
-        )
-    try:
+    with contextlib.ExitStack() as stack:
+        with _log(name, folder).open("wb") as output, _interrupts_deferred():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environ,
+                cwd=folder,
+                start_new_session=True,
+            )
+            stack.callback(_end_group, process)
         yield process
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the context ends: a child whose start they cut short would be nobody's to end.
+
+    They are not masked, as a child inherits a mask, and could then not be ended by them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal interrupts another thread
+        return
+    came: list[int] = []
+    heeded = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in heeded}
+    try:
+        yield
     finally:
-        _end_group(process)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

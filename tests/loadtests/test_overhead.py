@@ -23,7 +23,7 @@ from loadtests.cpu import descendants
 from loadtests.generator import Result
 from loadtests.overhead import Plan
 from loadtests.rounds import INTERRUPTED, MISSED, rotated
-from loadtests.targets import Target, TargetError, fake_upstream, nginx_binary, preamble
+from loadtests.targets import Target, TargetError, _interrupts_deferred, fake_upstream, nginx_binary, preamble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +88,14 @@ def test_an_interrupted_run_stops_what_it_started() -> None:
     while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+def test_an_interrupt_during_the_start_of_a_process_waits_until_it_can_be_ended() -> None:
+    started = []
+    with pytest.raises(KeyboardInterrupt), _interrupts_deferred():  # noqa: PT012 -- the point is what is still done
+        signal.raise_signal(signal.SIGINT)
+        started.append("the process")
+    assert started
 
 
 def test_without_nginx_the_message_says_how_to_get_it() -> None:
