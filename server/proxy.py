@@ -50,6 +50,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Body = dict[str, Any]
 
+_DONE: Final = b"data: [DONE]\n\n"
 CLIENT_CLOSED_REQUEST: Final = 499  # nginx's number for a client that hung up; nobody receives it
 
 # What goes on to the upstream. A list of what may pass rather than of what may not: a header that a later vLLM learns
@@ -300,6 +301,7 @@ class _Request:
         "_forward",
         "_hung_up",
         "_identity",
+        "_last_piece",
         "_path",
         "_pin",
         "_policy",
@@ -336,6 +338,7 @@ class _Request:
         self._request_bytes = 0
         self._response_bytes = 0
         self._hung_up = False
+        self._last_piece = b""
         self._identity: Identity | None = None
         self._constitution: ConstitutionEntry | None = None
         self._run: SampledRun | None = None
@@ -393,7 +396,9 @@ class _Request:
             if not self._hung_up or task is None:
                 raise
             task.uncancel()  # it was our own watch that cancelled: the client is gone, this task may end in peace
-            self._count_disconnect("streaming" if self._status else "waiting")
+            # Whoever has `[DONE]` has all: openai's client closes there, and does not wait for the end of the coding.
+            if not self._last_piece.endswith(_DONE):
+                self._count_disconnect("streaming" if self._status else "waiting")
         except Exception:
             # The boundary of the task: a mistake of ours must become an answer, a log line and a count, not a hang.
             structlog.get_logger(__name__).exception("request_failed", request_id=self._request_id)
@@ -578,6 +583,7 @@ class _Request:
                     self._first_token_s = perf_counter() - self._started
                     await send(start)
                 self._response_bytes += len(chunk)
+                self._last_piece = chunk
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await self._pump(response)
         except UpstreamError as error:
@@ -599,6 +605,7 @@ class _Request:
 
         def relay(chunk: bytes) -> None:
             self._response_bytes += len(chunk)
+            self._last_piece = chunk
             if not write_chunk(chunk):
                 response.pause()
 

@@ -16,6 +16,7 @@ from loadtests.answers import sse_events
 from loadtests.fake_upstream import FakeUpstream, Timing
 from server.proxy import ROUTES, accepted_request_id
 from tests.server.running import RunningProxy, running_proxy
+from tests.server.serving_asgi import serving
 
 CHAT = {"model": "fake-model", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -360,6 +361,39 @@ async def test_a_client_that_leaves_while_streaming_ends_the_upstream_request(
         await anext(answer.aiter_bytes())
     await upstream.until(lambda server: server.abandoned == 1, timeout_s=1)
     assert await proxy.metric('preamble_client_disconnects_total{phase="streaming"}') == 1
+
+
+async def test_a_client_that_leaves_with_the_whole_stream_has_not_hung_up(tmp_path: Path) -> None:
+    async def slow_to_end(scope: Any, receive: Any, send: Any) -> None:
+        found = scope["path"] == "/v1/chat/completions"
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": kind})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": found})
+        if found:
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    async with serving(slow_to_end) as url, running_proxy(url, tmp_path) as proxy:
+        headers = await proxy.make_key("alice")
+        async with (
+            httpx.AsyncClient(base_url=proxy.url, headers=headers, timeout=10) as client,
+            client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer,
+        ):
+            assert "data: [DONE]" in [line async for line in _until_done(answer)]
+        async with asyncio.timeout(5):
+            while await proxy.metric('preamble_requests_in_flight{route="chat_completions"}'):  # noqa: ASYNC110 -- it tells nobody
+                await asyncio.sleep(0.02)
+        assert await proxy.metric('preamble_requests_total{route="chat_completions",status="200"}') == 1
+        assert await proxy.metric('preamble_client_disconnects_total{phase="streaming"}') == 0
+
+
+async def _until_done(answer: httpx.Response) -> AsyncIterator[str]:
+    """Yield lines up to `[DONE]`, where the openai client stops and closes."""
+    async for line in answer.aiter_lines():
+        yield line
+        if line == "data: [DONE]":
+            return
 
 
 async def test_an_unreachable_upstream_is_a_503_that_says_when_to_try_again(
