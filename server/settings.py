@@ -263,7 +263,7 @@ class Settings(BaseModel):
     @property
     def worker_candidates(self) -> int:
         """Most concurrent candidates of one worker, explorations included."""
-        return max(1, self.max_candidates // self.workers)
+        return self.max_candidates // self.workers
 
     @property
     def exploration_candidates(self) -> int:
