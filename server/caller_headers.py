@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
+from server.errors import NotFound
 from server.identity import USER_HEADER, Identity
+from server.names import check_user
 
 IdentifyCaller = Callable[[bytes | None, bytes | None, bytes | None], Awaitable[Identity]]
 """Returns the caller from the values of Authorization, x-api-key and x-preamble-user, as `Identifier.identify` does."""
@@ -19,6 +21,24 @@ async def caller_of(request: Request, identify: IdentifyCaller) -> Identity:
     return await identify(
         _header(request, "authorization"), _header(request, "x-api-key"), _header(request, USER_HEADER)
     )
+
+
+async def subject_of(request: Request, identify: IdentifyCaller, resource: str) -> str:
+    """Return whose `resource` a request is about: the user in its path, else the caller.
+
+    Raises what `caller_of` raises, and `NotFound` when the caller may not see it.
+    """
+    identity = await caller_of(request, identify)
+    user: str | None = request.path_params.get("user")
+    if user is None:
+        return identity.user
+    if not identity.may_act_for(user):
+        # The same for users that exist and for those that do not.
+        raise NotFound(
+            f"There is no {resource} of this user that you may see. Use an admin key, or /v1/{resource} for your own.",
+            code=f"{resource}_not_found",
+        )
+    return check_user(user, "user")
 
 
 def caller_parameters() -> Sequence[Any]:

@@ -16,9 +16,8 @@ from constitutions.diff import changes_to_plain, diff
 from constitutions.formats import UnknownMediaType, from_plain, parse, render, select_media_type
 from server import constitution_openapi as openapi
 from server.bodies import content_type, is_json, json_object, read_body
-from server.caller_headers import IdentifyCaller, caller_of, caller_parameters
-from server.errors import BadRequest, NotAcceptable, NotFound, UnsupportedMediaType
-from server.names import check_user
+from server.caller_headers import IdentifyCaller, caller_parameters, subject_of
+from server.errors import BadRequest, NotAcceptable, UnsupportedMediaType
 from server.preview import CountTokens, preview
 from server.proxy import check_messages
 from server.records import ConstitutionVersion, matches_etag
@@ -104,7 +103,7 @@ class _Endpoints:
         Versions are immutable: every change makes a new one. Send the ETag of the version that you have edited as
         `If-Match`, and an edit that somebody else made in between is not lost: the answer is then 412.
         """
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         media_type = _media_type(request)  # before the write: afterwards it would be too late to refuse
         body = await read_body(request, min(self.max_body_bytes, self.limits.max_body_bytes))
         version, created = await run_in_threadpool(
@@ -125,7 +124,7 @@ class _Endpoints:
 
         `Accept: application/yaml` and `text/markdown` give the bare constitution, ready to be edited and PUT again.
         """
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         media_type = _media_type(request)
         version = await run_in_threadpool(self.store.active, user)
         if if_none_match is not None and matches_etag(if_none_match, version.tag):
@@ -134,7 +133,7 @@ class _Endpoints:
 
     async def delete(self, request: Request, if_match: IfMatch = None) -> Response:
         """Delete the constitution and all its versions, for good. A later PUT starts another one, with another id."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         await run_in_threadpool(self.store.delete, user, if_match=if_match)
         return Response(status_code=204)
 
@@ -147,7 +146,7 @@ class _Endpoints:
         ] = None,
     ) -> Response:
         """Return the versions, the newest first. For the next page, send the last number as `before`."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         versions, has_more = await run_in_threadpool(self.store.versions, user, limit=limit, before=before)
         return _json(
             {"object": "list", "data": [version_to_plain(version) for version in versions], "has_more": has_more}
@@ -155,13 +154,13 @@ class _Endpoints:
 
     async def version(self, request: Request, version: VersionNumber) -> Response:
         """Return one version, in any of the formats of the active one."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         media_type = _media_type(request)
         return _answer(await run_in_threadpool(self.store.version, user, version), media_type)
 
     async def diff(self, request: Request, a: VersionNumber, b: VersionNumber) -> Response:
         """Return what was added, removed, moved and changed on the way from version `a` to version `b`."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
 
         def compare() -> dict[str, object]:
             before, after = self.store.version(user, a), self.store.version(user, b)
@@ -178,7 +177,7 @@ class _Endpoints:
 
     async def activate(self, request: Request, version: VersionNumber, if_match: IfMatch = None) -> Response:
         """Make an earlier (or later) version the active one, without making a new one."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         media_type = _media_type(request)
         return _answer(await run_in_threadpool(self.store.activate, user, version, if_match=if_match), media_type)
 
@@ -188,7 +187,7 @@ class _Endpoints:
         The body is a constitution in any format; or JSON with `constitution`, `messages` or both; or empty. Without a
         constitution it is the active one.
         """
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "constitution")
         body = await read_body(request, self.max_body_bytes)
         constitution, messages = _preview_request(content_type(request), body, self.limits)
         tag = None
@@ -204,21 +203,6 @@ class _Endpoints:
             context_tokens=self.context_tokens(),
         )
         return _json(shown.model_dump())
-
-    async def _user(self, request: Request) -> str:
-        """Return whose constitution the request is about, if the caller may see it; else raise `NotFound`."""
-        identity = await caller_of(request, self.identify)
-        user: str | None = request.path_params.get("user")
-        if user is None:
-            return identity.user
-        if not identity.may_act_for(user):
-            # The same for users that exist and for those that do not.
-            raise NotFound(
-                "There is no constitution of this user that you may see. Use an admin key, or /v1/constitution for "
-                "your own.",
-                code="constitution_not_found",
-            )
-        return check_user(user, "user")
 
 
 def _media_type(request: Request) -> str:

@@ -11,9 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from server import policy_wire
 from server.bodies import content_type, json_object, read_body
-from server.caller_headers import IdentifyCaller, caller_of, caller_parameters
-from server.errors import NotFound
-from server.names import check_user
+from server.caller_headers import IdentifyCaller, caller_parameters, subject_of
 from server.policy import PolicyFields, read_fields, resolve, to_content
 from server.records import UserPolicy
 from server.store import Store
@@ -73,7 +71,7 @@ class _Endpoints:
         Only the fields that are given are kept: the others stay the server's to say, and a request's own fields go
         before. Without a `mode` it means `adaptive` where the server's default is off. What GET gives is taken too.
         """
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "policy")
         fields = self._fields(content_type(request), await read_body(request, _MAX_BYTES))
         policy, changed = await run_in_threadpool(
             self.store.put_policy, user, to_content(fields), if_match=if_match, if_none_match=if_none_match
@@ -82,12 +80,12 @@ class _Endpoints:
 
     async def get(self, request: Request) -> Response:
         """Return the user's default policy: what was said, and what it comes to with the server's default after it."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "policy")
         return self._answer(await run_in_threadpool(self.store.policy, user))
 
     async def delete(self, request: Request, if_match: IfMatch = None) -> Response:
         """Delete the user's default policy: the server's holds again."""
-        user = await self._user(request)
+        user = await subject_of(request, self.identify, "policy")
         await run_in_threadpool(self.store.delete_policy, user, if_match=if_match)
         return Response(status_code=204)
 
@@ -100,20 +98,6 @@ class _Endpoints:
         fields = read_fields(value, inside)
         resolve(self.default, (inside, fields), reward_model=self.reward_model)
         return fields
-
-    async def _user(self, request: Request) -> str:
-        """Return whose policy the request is about, if the caller may see it; else raise `NotFound`."""
-        identity = await caller_of(request, self.identify)
-        user: str | None = request.path_params.get("user")
-        if user is None:
-            return identity.user
-        if not identity.may_act_for(user):
-            # The same for users that exist and for those that do not.
-            raise NotFound(
-                "There is no policy of this user that you may see. Use an admin key, or /v1/policy for your own.",
-                code="policy_not_found",
-            )
-        return check_user(user, "user")
 
     def _answer(self, policy: UserPolicy, *, status: int = 200) -> Response:
         headers = {
