@@ -140,7 +140,7 @@ def test_the_death_of_a_worker_is_survived(proxy: Preamble, alice: User, vllm: V
         until(lambda: streams_in_flight(proxy) == 1, timeout_s=_COUNTED_WITHIN_S, what="the stream is counted")
         # Which of the two process ids it is can only be found by trying; either way one worker is left.
         os.kill(victim, signal.SIGKILL)
-        survivors = [client for client in workers.values() if answers(client)]
+        survivors = [client for name, client in workers.items() if answers(client, name)]
         assert len(survivors) == 1
         assert chat(survivors[0], vllm).headers[TAG] == tag
         until(
@@ -166,8 +166,10 @@ def streams_in_flight(proxy: Preamble) -> int:
     return int(proxy.metric('preamble_requests_in_flight{route="chat_completions"}'))
 
 
-def answers(client: httpx.Client) -> bool:
+def answers(client: httpx.Client, name: str) -> bool:
+    """Return whether the worker ``name`` still answers; a client that found its connection closed asks another one."""
     try:
-        return client.get("/v1/models").status_code == 200
+        answer = client.get("/v1/models")
     except httpx.TransportError:
         return False
+    return answer.status_code == 200 and worker_of(answer) == name
