@@ -22,11 +22,16 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One prompt. id: unique in its data set. messages: of the chat, as the API takes them. verify: judges a reply."""
+    """One prompt.
+
+    id: unique in its data set. messages: of the chat, as the API takes them. verify: judges a reply. family: the kind
+    of task, for tables that tell kinds apart; "" where the data set has one kind.
+    """
 
     id: str
     messages: tuple[Mapping[str, Any], ...]
     verify: Verifier
+    family: str = ""
 
     @property
     def digest(self) -> str:
