@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from adaptive.evaluation import families
+from adaptive.evaluation.families import Split
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
 
 _FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
@@ -54,6 +56,8 @@ def load(name_or_path: str) -> DataSet:
 
     A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
     """
+    if name_or_path in _SYNTHETIC:
+        return _synthetic(name_or_path)
     bundled = _BUNDLED.get(name_or_path)
     if bundled is not None:
         about, read = bundled
@@ -61,12 +65,22 @@ def load(name_or_path: str) -> DataSet:
         return DataSet(name_or_path, _tasks(text, f"{name_or_path}.jsonl", read), about)
     path = Path(name_or_path)
     if not path.is_file():
-        raise TaskError(f"{name_or_path} is neither a file nor one of {', '.join(sorted(_BUNDLED))}.")
+        raise TaskError(f"{name_or_path} is neither a file nor one of {', '.join(sorted({*_BUNDLED, *_SYNTHETIC}))}.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
     return DataSet(path.stem, _tasks(text, str(path), _own_row), f"the file {path.name}")
+
+
+def _synthetic(name: str) -> DataSet:
+    splits = _SYNTHETIC[name]
+    tasks = tuple(
+        Task(each.id, each.messages, build(each.verifier), each.family)
+        for each in families.every(_SYNTHETIC_EACH, splits=splits)
+    )
+    about = f"{len(tasks)} synthetic prompts of {len(families.FAMILIES)} families, for {' and '.join(sorted(splits))}"
+    return DataSet(name, tasks, about)
 
 
 def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task]) -> tuple[Task, ...]:
@@ -150,4 +164,10 @@ _BUNDLED: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any], int], Task]
         "200 questions, the first of a random 60 % sample of the 1,319 of GSM8K's test set; not the whole benchmark",
         _gsm8k_row,
     ),
+}
+_SYNTHETIC_EACH: Final = 200  # of each family at most
+_SYNTHETIC: Final[Mapping[str, frozenset[Split]]] = {
+    "synthetic": frozenset({Split.TEST}),
+    "synthetic-calibration": frozenset({Split.CALIBRATION}),
+    "synthetic-train": frozenset({Split.TRAIN}),
 }

@@ -131,16 +131,31 @@ def _ifeval(fields: Mapping[str, Any]) -> Verifier:
     return verify
 
 
+def _no_repetition(fields: Mapping[str, Any]) -> Verifier:
+    size = fields.get("words", 4)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise VerifierError("verifier.words", f"is {size!r}; give a whole number, 1 or more")
+
+    def verify(reply: str) -> Verdict:
+        said = [word.casefold() for word in _WORD.findall(reply)]
+        runs = [tuple(said[start : start + size]) for start in range(len(said) - size + 1)]
+        return _all_or_nothing(bool(said) and len(set(runs)) == len(runs))
+
+    return verify
+
+
 KINDS: Final[Mapping[str, tuple[frozenset[str], Callable[[Mapping[str, Any]], Verifier]]]] = {
     "exact": (frozenset({"answer", "ignore_case"}), _exact),
     "regex": (frozenset({"pattern", "answer"}), _regex),
     "json": (frozenset({"keys"}), _json),
     "number": (frozenset({"answer", "tolerance"}), _number),
     "ifeval": (frozenset({"instructions"}), _ifeval),
+    "no_repetition": (frozenset({"words"}), _no_repetition),
 }
 """Kind to the fields that it takes and what makes a verifier of them."""
 
 _NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_WORD: Final = re.compile(r"\w+")
 _FENCED: Final = re.compile(r"\A```\w*\n?(.*?)\n?```\Z", re.DOTALL)
 
 
