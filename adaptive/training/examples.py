@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from adaptive.engine import TokenIds
 from adaptive.training import parquet
@@ -190,6 +190,23 @@ class GroupFile:
             for line in lines:
                 if line.strip():
                     yield Group.from_line(line)
+
+
+class JsonlWriter:
+    """Writes groups as lines; a context manager, as `parquet.Writer` is."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write JSON values as `Group.to_plain` gives them."""
+        self._file.write(json.dumps(row, ensure_ascii=True, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def examples(groups: Iterable[Group]) -> Iterator[Example]:

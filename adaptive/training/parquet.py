@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 _BATCH: Final = 256  # prompts; a row group
 
@@ -15,41 +14,36 @@ class ParquetMissing(Exception):
     """The library that reads and writes Parquet is not there. The message says what to do."""
 
 
-def write(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write JSON values as `Group.to_plain` gives them. Raises `ParquetMissing` before anything is written."""
-    pa, pq = library()
-    answer = pa.struct(
-        [
-            ("token_ids", pa.list_(pa.int32())),
-            ("logprobs", pa.list_(pa.float32())),
-            ("text", pa.string()),
-            ("finish_reason", pa.string()),
-            ("reward", pa.float64()),
-            ("passed", pa.bool_()),
-            ("win_or_tie", pa.float64()),
-            ("cuts", pa.list_(pa.int32())),
-        ]
-    )
-    schema = pa.schema(
-        [
-            ("format", pa.int32()),
-            ("id", pa.string()),
-            ("family", pa.string()),
-            ("split", pa.string()),
-            ("messages", pa.string()),
-            ("constitution", pa.string()),
-            ("prompt_ids", pa.list_(pa.int32())),
-            ("answers", pa.list_(answer)),
-        ]
-    )
-    plain = ({**row, "messages": json.dumps(row["messages"])} for row in rows)
-    with pq.ParquetWriter(path, schema) as writer:
-        while batch := list(islice(plain, _BATCH)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+class Writer:
+    """Writes JSON values as `Group.to_plain` gives them; a context manager. Raises `ParquetMissing` when made."""
+
+    def __init__(self, path: Path) -> None:
+        self._pa, pq = library()
+        self._schema = _schema(self._pa)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row."""
+        self._rows.append({**row, "messages": json.dumps(row["messages"])})
+        if len(self._rows) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows.clear()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows as they were given to `write`. Raises `ParquetMissing`."""
+    """Yield the rows as they were given to `Writer`. Raises `ParquetMissing`."""
     _, pq = library()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_BATCH):
@@ -67,3 +61,30 @@ def library() -> tuple[Any, Any]:
             "Parquet needs pyarrow, which is not installed. `pip install pyarrow`, or write JSONL: --format jsonl."
         ) from error
     return pa, pq
+
+
+def _schema(pa: Any) -> Any:
+    answer = pa.struct(
+        [
+            ("token_ids", pa.list_(pa.int32())),
+            ("logprobs", pa.list_(pa.float64())),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("reward", pa.float64()),
+            ("passed", pa.bool_()),
+            ("win_or_tie", pa.float64()),
+            ("cuts", pa.list_(pa.int32())),
+        ]
+    )
+    return pa.schema(
+        [
+            ("format", pa.int32()),
+            ("id", pa.string()),
+            ("family", pa.string()),
+            ("split", pa.string()),
+            ("messages", pa.string()),
+            ("constitution", pa.string()),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("answers", pa.list_(answer)),
+        ]
+    )

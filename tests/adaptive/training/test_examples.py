@@ -17,6 +17,7 @@ from adaptive.training import parquet
 from adaptive.training.examples import (
     Group,
     GroupFile,
+    JsonlWriter,
     Shares,
     Split,
     cuts,
@@ -103,7 +104,10 @@ def test_shares_that_are_no_whole_are_refused(shares: tuple[float, float, float]
 def test_a_group_is_the_same_after_being_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     groups = [group([0.0, 1.0, 1.0]), ODD]
-    path.write_text("".join(each.to_line() + "\n" for each in groups))
+    with JsonlWriter(path) as writer:
+        for each in groups:
+            writer.add(each.to_plain())
+    assert path.read_text() == "".join(each.to_line() + "\n" for each in groups)
     file = GroupFile(path)
     assert list(file) == groups
     assert list(file) == groups
@@ -162,7 +166,7 @@ def test_a_prompt_whose_answers_are_all_as_good_cannot_teach() -> None:
 def test_parquet_without_its_library_names_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "examples.parquet"
     with pytest.raises(parquet.ParquetMissing, match="pip install pyarrow"):
-        parquet.write([], path)
+        parquet.Writer(path)
     assert not path.exists()
     with pytest.raises(parquet.ParquetMissing, match="pip install pyarrow"):
         list(GroupFile(path))
@@ -172,5 +176,7 @@ def test_parquet_without_its_library_names_the_remedy(tmp_path: Path) -> None:
 def test_a_group_is_the_same_after_a_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "examples.parquet"
     groups = [group([0.0, 1.0, 1.0]), ODD]
-    parquet.write((each.to_plain() for each in groups), path)
+    with parquet.Writer(path) as file:
+        for each in groups:
+            file.add(each.to_plain())
     assert list(GroupFile(path)) == groups
