@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -422,7 +422,7 @@ class Maker:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def groups(self, prompts: Sequence[Prompt], count: int) -> AsyncIterator[Group]:
+    async def groups(self, prompts: Sequence[Prompt], count: int) -> AsyncGenerator[Group, None]:
         """Yield what was had of these prompts, in their order. count: of random cuts per answer."""
         for prompt in prompts:
             key = self._answers.key(prompt)
