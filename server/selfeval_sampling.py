@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Protocol
 
 from adaptive.engine import EngineError, EngineFailed, TokenIds
@@ -59,6 +59,9 @@ class Drawn:
     finish_reason: str
 
 
+_DRAWN: Final = tuple(field.name for field in fields(Drawn))
+
+
 @dataclass(frozen=True, slots=True)
 class DrawnGroup:
     """All answers to a prompt. prompt_ids: as the engine was given it."""
@@ -73,7 +76,9 @@ class DrawnGroup:
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        # Not by `asdict`, which copies every token.
+        answers = [{name: getattr(answer, name) for name in _DRAWN} for answer in self.answers]
+        return {"prompt_ids": self.prompt_ids, "answers": answers}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> DrawnGroup:
