@@ -33,6 +33,7 @@ from server.cli_options import (
 )
 from server.cli_policy import policy_app
 from server.cli_report import report_app
+from server.cli_selfeval import selfeval_app
 from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
@@ -57,6 +58,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(constitution_app, name="constitution")
 app.add_typer(policy_app, name="policy")
 app.add_typer(report_app, name="report")
+app.add_typer(selfeval_app, name="selfeval")
 app.command(name="eval")(eval_command)
 
 

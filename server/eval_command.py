@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
 
 import typer
 import uvloop
-from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adaptive.clock import LoopClock
 from adaptive.evaluation.recording import Recording, Setup, latest_setup
 from adaptive.evaluation.study import Design, Prompt, study
 from adaptive.evaluation.tasks import DataSet, Task, TaskError, load
 from adaptive.scoring import MIN_LABEL_MASS
-from server.engine import EmbeddedEngine
 from server.eval_cache import RecordingFile
 from server.eval_plot import draw
+from server.eval_progress import Shown
 from server.eval_report import Report, as_html, show
 from server.eval_sampling import EvalError, Job, Sampler, connect, jobs_of
+from server.eval_upstream import client_of, upstream_for
 from server.interrupts import sigterm_interrupts
 from server.machine import this_machine
-from server.self_evaluation_config import FILE
 from server.settings import Settings
-from server.terminal import say, shown_progress
-from server.upstream import Timeouts, UpstreamClient
-
-# Where there is no terminal to keep a line current on.
-_LOG_EVERY_S: Final = 60.0
+from server.terminal import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +68,7 @@ def run_eval(settings: Settings, options: Options, *, out: Console, err: Console
         if setup is None:
             raise EvalError(f"{file.path} has no candidates to report on. Sample some: leave out --report-only.")
     else:
-        with sigterm_interrupts(), _upstream(settings, err) as upstream:
+        with sigterm_interrupts(), upstream_for(settings, err) as upstream:
             setup = _sample(upstream, options, tasks, file, err)
     report = make_report(data, tasks, file, setup, options)
     _write(report, directory)
@@ -136,26 +127,6 @@ def _write(report: Report, directory: Path) -> None:
     (directory / "report.json").write_text(json.dumps(report.plain(), indent=1) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _upstream(settings: Settings, err: Console) -> Iterator[Settings]:
-    """Give settings with an upstream: the one they name, or the embedded engine for as long as the context lasts."""
-    if settings.upstream is not None:
-        yield settings
-        return
-    with shown_progress(err) as progress:
-        engine = EmbeddedEngine.from_settings(settings)
-        upstream = engine.start(progress)
-    try:
-        key = SecretStr(upstream.api_key)
-        started = {"upstream": upstream.base_url, "upstream_api_key": key, "model": None}
-        beside = None if settings.model is None else Path(settings.model)
-        if settings.self_evaluation is None and beside is not None and (beside / FILE).is_file():
-            started["self_evaluation"] = beside  # a relative path, which `/v1/models` gives too, is ours to read here
-        yield settings.model_copy(update=started)
-    finally:
-        engine.stop()
-
-
 def _sample(settings: Settings, options: Options, tasks: Sequence[Task], file: RecordingFile, err: Console) -> Setup:
     """Sample what the file does not have; return the setup. What is there stays there, whatever happens."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -173,20 +144,8 @@ def _sample(settings: Settings, options: Options, tasks: Sequence[Task], file: R
 async def _sample_missing(
     settings: Settings, options: Options, tasks: Sequence[Task], file: RecordingFile, err: Console
 ) -> Setup:
-    assert settings.upstream is not None  # noqa: S101 -- for the type checker: see `_upstream`
-    key = settings.upstream_api_key
-    client = UpstreamClient(
-        settings.upstream,
-        api_key=None if key is None else key.get_secret_value(),
-        # A candidate has its stream and its scores open at once.
-        max_connections=max(16, 3 * options.concurrency),
-        timeouts=Timeouts(
-            settings.connect_timeout_s,
-            settings.first_token_timeout_s,
-            settings.stall_timeout_s,
-            settings.total_timeout_s,
-        ),
-    )
+    # A candidate has its stream and its scores open at once.
+    client = client_of(settings, max(16, 3 * options.concurrency))
     try:
         sampled = await connect(
             client,
@@ -200,67 +159,16 @@ async def _sample_missing(
         missing = [job for job in jobs if not file.has(job.key, options.checkpoints)]
         if missing:
             say(err, f"Sampling {len(missing)} of {len(jobs)} candidates from {sampled.setup.model}; into {file.path}")
-            with file, _Shown(err, len(jobs), len(jobs) - len(missing)) as shown:
+            with file, Shown(err, "candidates", len(jobs), len(jobs) - len(missing)) as shown:
                 await _record(Sampler(sampled, LoopClock()), missing, options, file, shown)
         return sampled.setup
     finally:
         await client.aclose()
 
 
-async def _record(sampler: Sampler, jobs: Sequence[Job], options: Options, file: RecordingFile, shown: _Shown) -> None:
+async def _record(sampler: Sampler, jobs: Sequence[Job], options: Options, file: RecordingFile, shown: Shown) -> None:
     def keep(recording: Recording) -> None:
         file.add(recording)
-        shown.kept(recording)
+        shown.kept(recording.tokens)
 
     await sampler.record(jobs, concurrency=options.concurrency, keep=keep, lose=shown.lost)
-
-
-class _Shown:
-    """The progress of sampling: a bar with the time that is left, or a line a minute where there is no terminal."""
-
-    def __init__(self, console: Console, total: int, done: int) -> None:
-        self._console = console
-        self._total, self._done, self._before = total, done, done
-        self._tokens = 0
-        self._started = self._told = time.monotonic()
-        self._progress = Progress(
-            TextColumn("candidates"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-            # The default window of 30 s holds no candidate at all of a slow model.
-            speed_estimate_period=300,
-        )
-        self._task = self._progress.add_task("", total=total, completed=done, rate="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def kept(self, recording: Recording) -> None:
-        """One more is there."""
-        self._done += 1
-        self._tokens += recording.tokens
-        now = time.monotonic()
-        elapsed_s = now - self._started
-        rate = f"{self._tokens / elapsed_s:.0f} tokens/s"
-        self._progress.update(self._task, advance=1, rate=rate)
-        if not self._console.is_terminal and now - self._told >= _LOG_EVERY_S:
-            self._told = now
-            left_s = elapsed_s / (self._done - self._before) * (self._total - self._done)
-            say(
-                self._console, f"{self._done} of {self._total} candidates, {rate}, about {left_s / 60:.0f} minutes left"
-            )
-
-    def lost(self, why: str) -> None:
-        """One could not be had."""
-        say(self._console, f"Lost: {why}", style="yellow")

@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from adaptive.candidate import Candidate, Partial
 from adaptive.clock import Clock
-from adaptive.engine import EngineBusy, EngineError, Sampling
+from adaptive.engine import EngineBusy, EngineError, EngineRejected, Sampling
 from adaptive.evaluation.recording import RecordedScore, Recording, Setup, question_digest, seed_of
 from adaptive.evaluation.tasks import Task
 from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, Scorer, ScoringFailed
 from server.errors import UpstreamUnavailable
-from server.probe import Scoring, UpstreamProfile, probe
+from server.probe import Scoring, UpstreamModel, UpstreamProfile, probe
 from server.self_evaluation_config import SelfEvaluationConfigError, in_force, read_config
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.upstream import UpstreamClient
@@ -34,6 +35,8 @@ _BUSY_ATTEMPTS: Final = 8
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 15.0
 _OK: Final = 200
+
+T = TypeVar("T")
 
 
 class EvalError(Exception):
@@ -86,15 +89,7 @@ async def connect(
 
     self_evaluation: the setting. Raises `EvalError` where it cannot be sampled, and for a wrong configuration.
     """
-    profile = await probe(upstream)
-    if not profile.reachable:
-        raise EvalError(f"No upstream answers at {upstream.base_url}. `preamble doctor` may tell why.")
-    if not profile.models:
-        status = profile.models_status
-        raise EvalError(f"The upstream lists no model (status {status}). Is upstream_api_key the key of this vLLM?")
-    served = next((each for each in profile.models if model in {None, each.name}), None)
-    if served is None:
-        raise EvalError(f"The upstream does not serve {model!r}; it serves {', '.join(profile.model_names)}.")
+    profile, served = await served_by(upstream, model)
     try:
         config = in_force(None if self_evaluation is None else read_config(self_evaluation), served)
     except SelfEvaluationConfigError as error:
@@ -106,13 +101,46 @@ async def connect(
         raise EvalError(f"{served.name} cannot be asked for self-evaluation: {error}.") from error
     setup = Setup(
         model=served.name,
-        root=await _root(upstream, served.name),
-        fingerprint=await _fingerprint(upstream, served.name),
+        root=await root_of(upstream, served.name),
+        fingerprint=await fingerprint_of(upstream, served.name),
         question=question_digest(question.suffix, question.labels.ids),
         temperature=temperature,
         max_tokens=max_tokens,
     )
     return Sampled(upstream, profile, served.max_model_len, tokens, setup, checkpoints)
+
+
+async def served_by(upstream: UpstreamClient, model: str | None) -> tuple[UpstreamProfile, UpstreamModel]:
+    """Return what is known of the upstream and its model of that name, or its first. Raises `EvalError`."""
+    profile = await probe(upstream)
+    if not profile.reachable:
+        raise EvalError(f"No upstream answers at {upstream.base_url}. `preamble doctor` may tell why.")
+    if not profile.models:
+        status = profile.models_status
+        raise EvalError(f"The upstream lists no model (status {status}). Is upstream_api_key the key of this vLLM?")
+    served = next((each for each in profile.models if model in {None, each.name}), None)
+    if served is None:
+        raise EvalError(f"The upstream does not serve {model!r}; it serves {', '.join(profile.model_names)}.")
+    return profile, served
+
+
+async def persistently(attempt: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    """Return what comes of the attempt. One that fails is made again; one that meets a busy upstream waits longer.
+
+    Raises the `EngineError` of the last attempt; a request that was rejected would only be rejected again.
+    """
+    attempts, wait_s = 0, _FIRST_WAIT_S
+    while True:
+        attempts += 1
+        try:
+            return await attempt()
+        except EngineRejected:
+            raise
+        except EngineError as error:
+            if attempts >= (_BUSY_ATTEMPTS if isinstance(error, EngineBusy) else _ATTEMPTS):
+                raise
+        await clock.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
 class Sampler:
@@ -144,23 +172,11 @@ class Sampler:
     async def _work(self, jobs: Iterator[Job], keep: Callable[[Recording], None], lose: Callable[[str], None]) -> None:
         for job in jobs:
             try:
-                keep(await self._persistently(job))
+                keep(await persistently(partial(self.sample, job), self._clock))
             except EngineError as error:
                 if isinstance(error.__cause__, UpstreamUnavailable):
                     raise EvalError(f"The upstream is gone: {error}") from error
                 lose(f"candidate {job.index} of {job.task.id}: {error}")
-
-    async def _persistently(self, job: Job) -> Recording:
-        attempts, wait_s = 0, _FIRST_WAIT_S
-        while True:
-            attempts += 1
-            try:
-                return await self.sample(job)
-            except EngineError as error:
-                if attempts >= (_BUSY_ATTEMPTS if isinstance(error, EngineBusy) else _ATTEMPTS):
-                    raise
-            await self._clock.sleep(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def sample(self, job: Job) -> Recording:
         """Return one candidate, scored at each checkpoint while it goes on, and at its end. Raises `EngineError`."""
@@ -182,8 +198,8 @@ class Sampler:
                     candidate.grow(step, self._clock.now() - started)
                     candidate.finish_reason = step.finish_reason
                     while ahead and _passed(candidate, ahead[0]):
-                        partial = candidate.beginning(ahead[0])
-                        scoring.append(asyncio.create_task(self._score(scorers, partial, ahead.pop(0), final=False)))
+                        beginning = candidate.beginning(ahead[0])
+                        scoring.append(asyncio.create_task(self._score(scorers, beginning, ahead.pop(0), final=False)))
             took_s = self._clock.now() - started
             whole = candidate.beginning(candidate.token_count)
             scoring.append(asyncio.create_task(self._score(scorers, whole, candidate.token_count, final=True)))
@@ -270,7 +286,7 @@ def _passed(candidate: Candidate, checkpoint: int) -> bool:
     return candidate.token_count > checkpoint
 
 
-async def _root(upstream: UpstreamClient, model: str) -> str | None:
+async def root_of(upstream: UpstreamClient, model: str) -> str | None:
     """Return where the weights are from, as the upstream says."""
     _, value = await upstream.request_json("GET", "/v1/models")
     rows = value.get("data", []) if isinstance(value, dict) else []
@@ -278,7 +294,7 @@ async def _root(upstream: UpstreamClient, model: str) -> str | None:
     return root if isinstance(root, str) else None
 
 
-async def _fingerprint(upstream: UpstreamClient, model: str) -> str | None:
+async def fingerprint_of(upstream: UpstreamClient, model: str) -> str | None:
     """Return the upstream's name for itself and its configuration, from the shortest chat that there is."""
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
     status, value = await upstream.request_json("POST", PATH, body)

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -281,7 +281,7 @@ class Settings(BaseModel):
         if self.database_url is not None:
             values["database_url"] = _URL_PASSWORD.sub(rf"\1:{MASK}", self.database_url)
         values["policy"] = self.policy.model_dump(mode="json", exclude_unset=True)
-        values["engine_args"] = _mask_arguments(self.engine_args)
+        values["engine_args"] = mask_arguments(self.engine_args)
         return values
 
 
@@ -356,7 +356,8 @@ def _split(text: str, source: str) -> list[str]:
         ) from error
 
 
-def _mask_arguments(arguments: tuple[str, ...]) -> list[str]:
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of vLLM with the values of secret ones as asterisks."""
     masked = []
     previous = ""
     for argument in arguments:

@@ -206,7 +206,7 @@ class VllmEngine:
 
     def _step(self, event: dict[str, Any], sampling: Sampling) -> GeneratedTokens | None:
         if "error" in event:
-            raise EngineFailed(f"the upstream broke off: {_message(event)}")
+            raise EngineFailed(f"the upstream broke off: {message_of(event)}")
         if not self._heard:
             self._heard = True
             self.head = {name: event.get(name) for name in ("created", "model", "system_fingerprint")}
@@ -269,9 +269,9 @@ class VllmEngine:
         except orjson.JSONDecodeError:
             value = None
         if response.status in _BUSY:
-            raise EngineBusy(f"scoring was refused with {response.status}: {_message(value)}")
+            raise EngineBusy(f"scoring was refused with {response.status}: {message_of(value)}")
         if response.status != _OK:
-            raise EngineFailed(f"scoring was answered with {response.status}: {_message(value)}")
+            raise EngineFailed(f"scoring was answered with {response.status}: {message_of(value)}")
         return value
 
     def _headers(self, suffix: str) -> tuple[tuple[bytes, bytes], ...]:
@@ -285,7 +285,7 @@ class VllmEngine:
         value = None
         with suppress(orjson.JSONDecodeError):
             value = orjson.loads(body)
-        raise _kind(response.status)(f"the upstream answered {response.status}: {_message(value)}")
+        raise kind_of(response.status)(f"the upstream answered {response.status}: {message_of(value)}")
 
     def _failed(self, error: UpstreamError) -> EngineError:
         self.broken = self.broken or error
@@ -322,7 +322,7 @@ class ChatSelfEvaluation:
         return await scorer.score(partials)
 
 
-def _kind(status: int) -> type[EngineError]:
+def kind_of(status: int) -> type[EngineError]:
     """Return what an answer that is no reply says: come later, the request is wrong, or just this once it failed."""
     if status in _BUSY:
         return EngineBusy
@@ -400,7 +400,8 @@ def _log(share: float) -> float:
     return math.log(share) if share > 0.0 else _NEVER
 
 
-def _message(value: Any) -> str:
+def message_of(value: Any) -> str:
+    """Return what an error of the upstream says of itself."""
     error = value.get("error") if isinstance(value, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     return message if isinstance(message, str) else "no reason given"

@@ -47,7 +47,8 @@ class SamplingUpstream:
     """The upstream. chats, scorings: bodies as received. aborted: request ids whose stream the proxy closed early.
 
     score_s: how long a score takes. scoring: scores that are being worked on. can_score_items: it has
-    `/generative_scoring`. most_running_of: the most streams at a time that share a cache salt, a tenant's.
+    `/generative_scoring`. most_running_of: the most streams at a time that share a cache salt, a tenant's. busy: so
+    many chats with `n` are refused first. Without a stream all n answers come at once, gap_s of the first after.
     """
 
     replies: list[Reply]
@@ -58,6 +59,7 @@ class SamplingUpstream:
     can_score_ids: bool = True
     can_score_items: bool = True
     waiting: int = 0
+    busy: int = 0
     root: str | None = None
     chats: list[dict[str, Any]] = field(default_factory=list)
     chat_ids: list[str] = field(default_factory=list)
@@ -125,6 +127,9 @@ class SamplingUpstream:
         return 404, {"detail": "Not Found"}
 
     def _score(self, payload: dict[str, Any]) -> tuple[int, Any]:
+        if payload.get("prompt_logprobs") is not None:
+            given = [None, *({str(token): {"logprob": -0.001 * token}} for token in payload["prompt"][1:])]
+            return 200, {"choices": [{"index": 0, "prompt_logprobs": given}]}
         if payload["prompt"] == ".":  # a probe
             if not self.can_score_ids:
                 return 200, {"choices": [{"index": 0, "logprobs": {"top_logprobs": [{}]}}]}
@@ -151,8 +156,16 @@ class SamplingUpstream:
         self.chat_ids.append(request_id)
         suffix = request_id.rpartition(".c")[2]
         reply = self.replies[(int(suffix) if suffix.isdecimal() else 0) % len(self.replies)]
+        if self.busy and payload.get("n"):
+            self.busy -= 1
+            await _respond(send, 503, {"error": {"message": "scripted: too busy", "code": 503}})
+            return
         if reply.status != 200:
             await _respond(send, reply.status, {"error": {"message": "scripted refusal", "code": reply.status}})
+            return
+        if payload.get("return_token_ids") and not payload.get("stream"):
+            await asyncio.sleep(reply.gap_s)
+            await _respond(send, 200, self._whole(payload))
             return
         if not payload.get("stream"):
             message = {"role": "assistant", "content": reply.text}
@@ -176,6 +189,22 @@ class SamplingUpstream:
             self._salts[salt] -= 1
             for task in (talking, leaving):
                 task.cancel()
+
+    def _whole(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return n answers in one piece, as vLLM 0.32 does with `return_token_ids`."""
+        choices = []
+        for index in range(payload["n"]):
+            reply = self.replies[index % len(self.replies)]
+            limit = payload.get("max_completion_tokens", payload.get("max_tokens", 1000))
+            tokens = [*map(ord, reply.text), END_OF_TURN][:limit]
+            text = reply.text[:limit]
+            content = [_entry("" if token == END_OF_TURN else chr(token)) for token in tokens]
+            choice: dict[str, Any] = {"index": index, "message": {"role": "assistant", "content": text}}
+            choice |= {"finish_reason": "length" if len(tokens) <= len(reply.text) else reply.finish_reason}
+            choices.append(choice | {"logprobs": {"content": content}, "token_ids": tokens})
+        prompt = _tokens({"messages": payload["messages"], "add_generation_prompt": True})
+        head = {"id": "chatcmpl-x", "object": "chat.completion", "created": 7, "model": MODEL}
+        return {**head, "choices": choices[::-1], "prompt_token_ids": prompt, "system_fingerprint": "fp"}
 
     async def _talk(self, payload: dict[str, Any], reply: Reply, send: Send) -> None:
         await asyncio.sleep(reply.starts_s)
