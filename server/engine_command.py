@@ -74,6 +74,9 @@ class EngineCommand:
                 *("--block-size", "32"),
                 # No torch.compile: it costs minutes at the start and needs a C++ compiler on the machine.
                 "--enforce-eager",
+                # A prompt in pieces together with a seed ends vLLM 0.32 on CPUs ("CPU Generator does not use offset"),
+                # and every candidate has a seed.
+                "--no-enable-chunked-prefill",
             ]
         return [*command, *self.extra]
 

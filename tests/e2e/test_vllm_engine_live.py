@@ -6,9 +6,11 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
+import httpx
 import pytest
 
 from adaptive.engine import GeneratedTokens, Sampling, TokenIds
@@ -108,3 +110,18 @@ async def test_a_read_out_of_any_tokens_rides_on_the_stream_and_is_what_a_score_
     (reading,) = await one.score([(*one.prompt, *tokens[:5])], labels)
     assert readouts[5] == pytest.approx(reading.logprobs, abs=0.5)
     assert readouts[5] != pytest.approx(readouts[4], abs=0.5)
+
+
+def test_long_prompts_with_seeds_do_not_end_the_engine(vllm: Vllm) -> None:
+    """vLLM 0.32 on a CPU dies where such a prompt is computed in pieces: see `server/engine_command.py`."""
+
+    def ask(place: int) -> int:
+        text = f"{place} " + "word " * 2500
+        body = {"model": vllm.model, "messages": [{"role": "user", "content": text}], "max_tokens": 2, "seed": place}
+        headers = {"authorization": f"Bearer {vllm.api_key}"}
+        answer = httpx.post(f"{vllm.base_url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+        return answer.status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == [200, 200, 200]
+    assert vllm.get("/health") == b""

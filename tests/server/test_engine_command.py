@@ -37,8 +37,8 @@ def test_it_listens_on_loopback_only_at_the_port_that_was_chosen(on_cpu: EngineC
 
 
 def test_flags_for_cpus_are_given_on_a_cpu_and_dropped_on_a_gpu(on_cpu: EngineCommand, on_gpu: EngineCommand) -> None:
-    assert {"--enforce-eager", "--block-size"} <= set(on_cpu.arguments())
-    assert not {"--enforce-eager", "--block-size"} & set(on_gpu.arguments())
+    assert {"--enforce-eager", "--block-size", "--no-enable-chunked-prefill"} <= set(on_cpu.arguments())
+    assert not {"--enforce-eager", "--block-size", "--no-enable-chunked-prefill"} & set(on_gpu.arguments())
     assert "VLLM_CPU_KVCACHE_SPACE" in on_cpu.environment({}, "key")
     assert "VLLM_CPU_KVCACHE_SPACE" not in on_gpu.environment({}, "key")
 

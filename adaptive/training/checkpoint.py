@@ -1,0 +1,143 @@
+"""New vocabulary rows into an ordinary checkpoint, which stock vLLM serves, and whose ordinary output is what it was.
+
+The vocabulary grows by a few ids that the tokenizer does not know, so no text leads to them. Input and output matrix are
+untied; of the old rows not a bit changes. The new output rows must never be sampled, so their logits are to be far below
+every ordinary one wherever the model may write: a *direction* of the last state, along which all ordinary states are
+alike, carries them there. After a question of soft tokens the state is nothing like an ordinary one, and there the same
+direction lets the labels rise to where bfloat16 is fine (its steps are 0.25 beyond 32 and 0.016 below 4).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+DEPTH: Final = 48.0
+"""How far below zero the read-out's labels lie. Ordinary logits of the likeliest tokens are 10 to 30 above it."""
+BURIED: Final = 80.0
+"""How far below zero everything else that is new lies at ordinary states."""
+_RIDGE: Final = 1e-3
+_WEIGHTS: Final = "model.safetensors"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be extended. The message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """Rows for the end of the vocabulary, in this order: soft tokens, the question's labels, the read-out's labels.
+
+    soft: embeddings, (soft tokens, hidden). question, read_out: output rows, (labels, hidden); half of the labels are
+    for win or tie and come first. soft_out: the output rows of the soft tokens. All float32; any may have no rows.
+    """
+
+    soft: Tensor
+    soft_out: Tensor
+    question: Tensor
+    read_out: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.soft) + len(self.question) + len(self.read_out)
+
+
+def direction(states: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """Return the row whose logit at the states of each set is nearest to the set's number, in float64. (hidden,).
+
+    states: sets of (examples, hidden); each set counts the same. Ridge regression on states of unit spread, so that no
+    single large dimension has to carry what bfloat16 would round away.
+    """
+    rows = torch.cat([each.double() for each, _ in states])
+    wanted = torch.cat([torch.full((len(each),), value, dtype=torch.float64) for each, value in states])
+    weight = torch.cat([torch.full((len(each),), 1.0 / len(each), dtype=torch.float64) for each, _ in states])
+    spread = rows.std(0).clamp_min(1e-3)
+    scaled = rows / spread
+    gram = scaled.T @ (scaled * weight[:, None])
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    return torch.linalg.solve(gram, scaled.T @ (weight * wanted)) / spread
+
+
+def question_rows(rows: Tensor, offsets: Tensor, ordinary: Tensor, asked: Tensor) -> Tensor:
+    """Return output rows for labels that are read after the soft tokens. (labels, hidden), float32.
+
+    rows, offsets: see `LabelRows.plain`. ordinary: states at which the model writes; asked: states after the question.
+    """
+    centre = float((asked.double() @ rows.double().T + offsets.double()).mean())
+    down = direction(((ordinary, -BURIED), (asked, 0.0)))
+    level = direction(((ordinary, 0.0), (asked, 1.0)))
+    # The mean of all labels has no meaning, only their differences do: around zero they are rounded least.
+    return (rows.double() + down + (offsets.double() - centre)[:, None] * level).float()
+
+
+def read_out_rows(rows: Tensor, offsets: Tensor, ordinary: Tensor) -> Tensor:
+    """Return output rows for labels that are read at ordinary states, `DEPTH` below zero. (labels, hidden), float32."""
+    centre = float((ordinary.double() @ rows.double().T + offsets.double()).mean())
+    level = direction(((ordinary, 1.0),))
+    return (rows.double() + (offsets.double() - centre - DEPTH)[:, None] * level).float()
+
+
+def buried_rows(count: int, ordinary: Tensor) -> Tensor:
+    """Return output rows for tokens that are never to be seen. (count, hidden), float32."""
+    return direction(((ordinary, -BURIED),)).float().repeat(count, 1)
+
+
+def extend(source: Path, target: Path, rows: NewRows) -> None:
+    """Write the checkpoint in `source` to the directory `target`, with these rows at the end of its vocabulary.
+
+    Raises `CheckpointError` for a checkpoint in several files, or whose embeddings are not where Llama has them.
+    """
+    from safetensors import safe_open  # noqa: PLC0415 -- not for the proxy
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    if not (source / _WEIGHTS).is_file():
+        raise CheckpointError(f"{source} has no {_WEIGHTS}; only checkpoints in one file can be extended.")
+    with safe_open(source / _WEIGHTS, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 -- no mapping
+        about = opened.metadata() or {"format": "pt"}
+    embeddings = tensors.get("model.embed_tokens.weight")
+    if embeddings is None:
+        raise CheckpointError(f"{source} has no model.embed_tokens.weight; its architecture is not known here.")
+    heads = tensors.get("lm_head.weight", embeddings)
+    none = torch.zeros(len(rows.question) + len(rows.read_out), embeddings.shape[1])
+    tensors["model.embed_tokens.weight"] = _extended(embeddings, torch.cat([rows.soft, none]))
+    tensors["lm_head.weight"] = _extended(heads, torch.cat([rows.soft_out, rows.question, rows.read_out]))
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and file.name not in {_WEIGHTS, "config.json"}:
+            shutil.copy2(file, target / file.name)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config |= {"vocab_size": len(embeddings) + rows.count, "tie_word_embeddings": False}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, target / _WEIGHTS, metadata=about)
+
+
+def written(vocabulary: int, rows: NewRows) -> Mapping[str, Any]:
+    """Return the ids of new rows as `preamble_self_evaluation.json` has them. vocabulary: its size without them."""
+    soft = range(vocabulary, vocabulary + len(rows.soft))
+    question = range(soft.stop, soft.stop + len(rows.question))
+    read_out = range(question.stop, question.stop + len(rows.read_out))
+    found: dict[str, Any] = {"format": 1}
+    if soft:
+        found["suffix_ids"] = list(soft)
+        found |= _labels(question)
+    if read_out:
+        found["read_out"] = _labels(read_out)
+    return found
+
+
+def _labels(ids: range) -> dict[str, list[int]]:
+    half = ids.start + len(ids) // 2
+    return {"win_or_tie_ids": list(range(ids.start, half)), "loss_ids": list(range(half, ids.stop))}
+
+
+def _extended(matrix: Tensor, rows: Tensor) -> Tensor:
+    return torch.cat([matrix, rows.to(matrix.dtype)]).contiguous()
