@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive.evaluation.statistics import Estimate
-from adaptive.evaluation.strategies import Family
+from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, Family
 from adaptive.evaluation.study import PairAccuracy, Row
-from adaptive.policy import ScorerName
 from server.eval_report import Report
 
 
@@ -31,20 +30,26 @@ _FAMILIES: Final = {
     Family.ORACLE: _Style("#009E73", "^"),
     Family.RANDOM: _Style("#999999", "v", ":"),
     Family.SELF_EVALUATION: _Style("#0072B2", "o"),
+    Family.READ_OUT: _Style("#D55E00", "h"),
     Family.MEAN_LOG_PROBABILITY: _Style("#E69F00", "s"),
     Family.GROUP_CONFIDENCE: _Style("#CC79A7", "D"),
-    Family.ADAPTIVE: _Style("#D55E00", "X"),
-    Family.PRUNED: _Style("#56B4E9", "P", ""),
+    Family.ADAPTIVE_SELF_EVALUATION: _Style("#0072B2", "X", "--"),
+    Family.ADAPTIVE_READ_OUT: _Style("#D55E00", "X", "--"),
+    Family.PRUNED_SELF_EVALUATION: _Style("#0072B2", "P", ""),
+    Family.PRUNED_READ_OUT: _Style("#D55E00", "P", ""),
+    Family.PRUNED_MEAN_LOG_PROBABILITY: _Style("#E69F00", "P", ""),
+    Family.PRUNED_GROUP_CONFIDENCE: _Style("#CC79A7", "P", ""),
     Family.DEFAULT: _Style("#8B0000", "*", ""),
     Family.ONE_SAMPLE: _Style("#000000", "*", ""),
 }
 # Whether the labels go above the points; the other families are at the same n, or have one point.
-_LABELLED: Final = {Family.ORACLE: True, Family.ADAPTIVE: True, Family.PRUNED: False}
-_SCORERS: Final = {
-    ScorerName.SELF_EVALUATION.value: _FAMILIES[Family.SELF_EVALUATION],
-    ScorerName.MEAN_LOG_PROBABILITY.value: _FAMILIES[Family.MEAN_LOG_PROBABILITY],
-    ScorerName.GROUP_CONFIDENCE.value: _FAMILIES[Family.GROUP_CONFIDENCE],
+_LABELLED: Final = {
+    Family.ORACLE: True,
+    **dict.fromkeys(ADAPTIVE.values(), True),
+    Family.PRUNED_SELF_EVALUATION: False,
+    Family.PRUNED_READ_OUT: False,
 }
+_SCORERS: Final = {scorer.value: _FAMILIES[family] for scorer, family in BEST_OF.items()}
 
 
 def draw(report: Report) -> bytes:
@@ -95,7 +100,7 @@ def _quality(
         )
         for row in found if family in _LABELLED else ():
             place = (row.total.value, 100 * figures_of(row)[0].value)
-            text = f"{row.strategy.policy.threshold:.2f}" if family is Family.ADAPTIVE else row.strategy.label
+            text = f"{row.strategy.policy.threshold:.2f}" if family in ADAPTIVE.values() else row.strategy.label
             _label(axes, text, place, style.colour, above=_LABELLED[family])
     axes.set(xlabel="tokens per prompt, scoring included", xlim=(0, None), ylim=(0, None))
     axes.set_ylabel(f"{what}\n(bars: 95 % of the difference from one sample; band: 95 % of one sample)", fontsize=9)

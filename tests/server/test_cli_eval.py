@@ -101,6 +101,7 @@ def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
     report = json.loads((place / "report.json").read_text())
+    assert len(report["dataset"].pop("prompts_digest")) == 32
     assert report["dataset"] == {
         "name": "sums",
         "about": "the file sums.jsonl",
@@ -115,7 +116,7 @@ def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
     assert rows["best of n, self-evaluation: n=4"]["passed"]["value"] == 1.0
     assert rows["best of n, oracle: n=4"]["gain_passed"]["value"] == 1.0
     assert rows["best of n, random pick: n=4"]["passed"]["value"] == 0.25
-    assert rows["adaptive: threshold 0.9"]["drawn"]["value"] < 4
+    assert rows["adaptive, self-evaluation: threshold 0.9"]["drawn"]["value"] < 4
     assert {row["checkpoint"] for row in report["pair_accuracy"]} == {8, 16, None}
 
 
@@ -133,7 +134,7 @@ def test_a_report_can_be_made_of_what_is_there_without_an_upstream(
     report = json.loads(out)
     assert report["dataset"]["prompts"] == 1
     assert report["dataset"]["incomplete_prompts"] == 1
-    assert report["study"]["thresholds"] == [0.3, 0.6]
+    assert report["study"]["thresholds"] == {"self_evaluation": [0.3, 0.6]}
 
 
 def test_a_corrected_verifier_needs_no_new_sampling(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from adaptive.evaluation.tasks import Task
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.seeds import candidate_seed
 from server.eval_sampling import EvalError, Job, Sampled, Sampler, connect, jobs_of
+from server.eval_sampling import record as recorded
 from server.upstream import Timeouts, UpstreamClient
 from tests.server.sampling_upstream import MODEL, Reply, SamplingUpstream
 
@@ -50,7 +52,8 @@ async def connected(
 async def record(sampled: Sampled, jobs: list[Job], concurrency: int = 4) -> tuple[list[Recording], list[str]]:
     kept: list[Recording] = []
     lost: list[str] = []
-    await Sampler(sampled, LoopClock()).record(jobs, concurrency=concurrency, keep=kept.append, lose=lost.append)
+    sample = Sampler(sampled, LoopClock()).sample
+    await recorded(sample, jobs, clock=LoopClock(), concurrency=concurrency, keep=kept.append, lose=lost.append)
     return sorted(kept, key=lambda each: (each.task, each.index)), lost
 
 
@@ -166,7 +169,7 @@ async def test_an_upstream_that_goes_away_ends_the_run_with_the_remedy() -> None
     async with connected(SamplingUpstream([Reply("abc")])) as sampled:
         pass
     client = UpstreamClient("http://127.0.0.1:9", timeouts=Timeouts(1, 1, 1, 1))
-    gone = Sampled(client, sampled.profile, None, sampled.tokens, sampled.setup, (4,))
+    gone = replace(sampled, upstream=client)
     with pytest.raises(EvalError, match="The upstream is gone"):
         await record(gone, jobs_of(TASKS[:1], 1, 0, sampled.setup))
     await client.aclose()
