@@ -88,7 +88,7 @@ def _quality(
         axes.errorbar(
             [row.total.value for row in found],
             [100 * figures_of(row)[0].value for row in found],
-            yerr=_bars([figures_of(row)[1] for row in found]),
+            yerr=bars([figures_of(row)[1] for row in found]),
             color=style.colour,
             marker=style.marker,
             linestyle=style.line or "none",
@@ -104,7 +104,7 @@ def _quality(
             _label(axes, text, place, style.colour, above=_LABELLED[family])
     axes.set(xlabel="tokens per prompt, scoring included", xlim=(0, None), ylim=(0, None))
     axes.set_ylabel(f"{what}\n(bars: 95 % of the difference from one sample; band: 95 % of one sample)", fontsize=9)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, *, above: bool) -> None:
@@ -130,7 +130,7 @@ def _ranking(axes: Axes, pairs: Sequence[PairAccuracy], what: str) -> None:
         axes.errorbar(
             [place + 0.08 * (shift - 1) for place in range(len(places))],
             [100 * accuracy.value for accuracy in accuracies],
-            yerr=_bars(accuracies),
+            yerr=bars(accuracies),
             color=style.colour,
             marker=style.marker,
             capsize=3,
@@ -146,17 +146,18 @@ def _ranking(axes: Axes, pairs: Sequence[PairAccuracy], what: str) -> None:
     count = "" if counted is None else f"; {counted.pairs} pairs of {counted.prompts} prompts, bars: 95 %"
     axes.set_xticks(range(len(places)), ["the whole" if place is None else str(place) for place in places])
     axes.set(xlabel=f"tokens of the reply that were judged{count}", ylabel=f"ranked higher: {what}")
-    _tidy(axes)
+    tidy(axes)
 
 
-def _bars(shares: Sequence[Estimate]) -> list[list[float]]:
+def bars(shares: Sequence[Estimate]) -> list[list[float]]:
     """Return how far the intervals reach down and up, in points."""
     below = [100 * (each.value - (each.value if each.low is None else each.low)) for each in shares]
     above = [100 * ((each.value if each.high is None else each.high) - each.value) for each in shares]
     return [[max(0.0, each) for each in below], [max(0.0, each) for each in above]]
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leave of the frame only what is needed to read it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#eeeeee", linewidth=0.8)
     axes.set_axisbelow(True)

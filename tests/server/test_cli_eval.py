@@ -176,9 +176,9 @@ def test_where_a_scorer_gains_nothing_the_report_says_so(directory: Path, capsys
     with served(SamplingUpstream([Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0)], lambda _: 0.5)) as upstream:
         status, out, err = evaluate(capsys, "--upstream", upstream.url)
     assert status == 0, err
-    assert "best of n, self-evaluation: n=4 gains 0.0 [0, 0] points of passed over one sample: no share" in out
+    assert "best of n, self-evaluation: n=4 gains +0.0 [+0, +0] points of passed over one sample: no share" in out
     page = (directory / "results" / "eval-sums" / "report.html").read_text()
-    assert "best of n, self-evaluation: n=4 gains 0.0 [0, 0] points of passed" in page
+    assert "best of n, self-evaluation: n=4 gains +0.0 [+0, +0] points of passed" in page
 
 
 def test_candidates_that_are_not_there_cannot_be_scored_again(
