@@ -297,4 +297,4 @@ def _estimate(value: Mapping[str, float | None] | None) -> Estimate | None:
 
 
 def _words(scorer: ScorerName) -> str:
-    return scorer.value.replace("_", " ")
+    return BEST_OF[scorer].value.removeprefix("best of n, ")

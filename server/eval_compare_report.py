@@ -58,7 +58,7 @@ def show(comparison: Comparison, console: Console) -> None:
     heading, lines = table(comparison)
     shown = Table(box=None, pad_edge=False)
     for place, column in enumerate(heading):
-        shown.add_column(column, justify="right" if place else "left")
+        shown.add_column(column, justify="right" if place else "left", no_wrap=not place)
     for cells in lines:
         shown.add_row(*cells)
     say(console, "")
@@ -80,21 +80,21 @@ def as_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
 
 def _quality(comparison: Comparison, better: str) -> Iterator[_Line]:
     best = f"best of {comparison.n}"
-    yield _Line(f"one sample: {better} %", lambda way: percent(way.one.of(better)))
-    yield _Line(f"{best}: {better} %", lambda way: percent(way.best.of(better)))
-    yield _Line(f"{best}: over one sample, points", lambda way: percent(way.best.of(f"more_{better}"), sign="+"))
-    yield _Line("an oracle's: over one sample, points", lambda way: percent(way.oracle.of(f"more_{better}"), sign="+"))
+    yield _Line(f"{better}: one sample, %", lambda way: percent(way.one.of(better)))
+    yield _Line(f"{better}: an oracle's gain, points", lambda way: percent(way.oracle.of(f"more_{better}"), sign="+"))
+    yield _Line(f"{better}: {best}, %", lambda way: percent(way.best.of(better)))
+    yield _Line(f"{better}: gain of {best}, points", lambda way: percent(way.best.of(f"more_{better}"), sign="+"))
     share, samples = f"{PAPER.share:.0%}", f"{PAPER.samples:g}"
     yield _Line(
-        f"share of the gain in {better} at about {samples} samples, %",
+        f"{better}: share of it at about {samples} samples, %",
         lambda way: _share_near(way, better),
         f"{100 * PAPER.share:.0f} at {samples}",
     )
-    yield _Line(f"samples for {share} of the gain in {better}", lambda way: _samples_for(way, better), samples)
+    yield _Line(f"{better}: samples for {share} of it", lambda way: _samples_for(way, better), samples)
     for tokens in comparison.checkpoints:
         for keep in KEEPS:
             yield _Line(
-                f"{keep:.0%} go on at {tokens}: {better} kept, % (stopped, %)",
+                f"{better}: kept, {keep:.0%} go on at {tokens}, % (stopped)",
                 partial(_kept, tokens=tokens, keep=keep, better=better),
                 f"minimal loss ({100 * (1 - keep):.0f})",
             )
@@ -123,9 +123,9 @@ def _kept(way: Way, tokens: int, keep: float, better: str) -> str:
 
 def _pairs(comparison: Comparison, better: str) -> Iterator[_Line]:
     for place in (*comparison.checkpoints, None):
-        when = "whole replies" if place is None else f"after {place} tokens"
+        when = "whole replies" if place is None else f"after {place}"
         yield _Line(
-            f"pairs ranked rightly by {better}, {when}, % (chance: 50)",
+            f"{better}: pairs ranked rightly, {when}, %",
             partial(_accuracy, better=better, place=place),
         )
 

@@ -13,7 +13,7 @@ from adaptive.policy import Checkpoint, Mode, Policy, ScorerName
 KEEPS = (0.5, 0.25)
 """The shares that arXiv 2410.02725 prunes to."""
 
-SCORERS: Final = (
+SCORERS: Final[tuple[ScorerName, ...]] = (
     ScorerName.SELF_EVALUATION,
     ScorerName.READ_OUT,
     ScorerName.MEAN_LOG_PROBABILITY,
@@ -21,7 +21,7 @@ SCORERS: Final = (
 )
 """Whoever may have judged the recorded candidates, in the order of reports."""
 
-PROBABILITIES: Final = (ScorerName.SELF_EVALUATION, ScorerName.READ_OUT)
+PROBABILITIES: Final[tuple[ScorerName, ...]] = (ScorerName.SELF_EVALUATION, ScorerName.READ_OUT)
 """Those that estimate P(win or tie): a threshold means the same from prompt to prompt (see `scoring.py`)."""
 
 

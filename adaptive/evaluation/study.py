@@ -18,11 +18,12 @@ from adaptive.evaluation.recording import RecordedScore, Recording
 from adaptive.evaluation.statistics import Bootstrap, Estimate, quantile
 from adaptive.evaluation.strategies import PROBABILITIES, SCORERS, Family, Pick, Strategy, best_of, strategies
 from adaptive.evaluation.verifiers import Verdict
-from adaptive.policy import Policy, ScorerName
+from adaptive.policy import Mode, Policy, ScorerName
 from adaptive.replay import ReplayCandidate, ReplayScore, replay
 
 # Of the recorded scores: a model's scores may lie anywhere, and thresholds beside them all would show nothing.
-_THRESHOLD_QUANTILES = (0.05, 0.15, 0.25, 0.5, 0.75, 0.95)
+# Most are low: adaptive sampling is meant to draw little more than one.
+_THRESHOLD_QUANTILES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 0.95)
 _EXHAUSTIVE = 4  # up to this many candidates all orders are tried
 
 
@@ -204,16 +205,24 @@ class _Subject:
         pairs = pairs[: design.n]
         self._passed = [float(verdict.passed) for _, verdict in pairs]
         self._reward = [verdict.reward for _, verdict in pairs]
+        self._n = design.n
         self._orders = orders(design.n, design.orders, design.seed)
         self._tokens = [recording.tokens for recording, _ in pairs]
         self._replayable = {
             scorer: [_replayable(recording, scorer, design.checkpoints) for recording, _ in pairs]
             for scorer in design.scorers
         }
+        self._tied = {scorer: _tied(candidates) for scorer, candidates in self._replayable.items()}
 
     def expected(self, strategy: Strategy) -> _Figures:
         """Return the mean over all orders."""
-        tried = [self._tried(strategy, order) for order in self._orders]
+        policy = strategy.policy
+        together = strategy.pick is Pick.SCORE and policy.mode is Mode.BEST_OF_N and policy.n_max == self._n
+        # All candidates drawn together are compared with each other: in which order matters to equal ones only.
+        tried = [
+            self._tried(strategy, order)
+            for order in (self._orders[:1] if together and not self._tied[policy.scorer] else self._orders)
+        ]
         return _Figures(
             *(fmean(values) for values in zip(*tried, strict=True)),
         )
@@ -241,6 +250,12 @@ class _Subject:
 def _replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
     at = {tokens: _cost(recording.score_at(scorer, tokens)) for tokens in checkpoints if tokens < recording.tokens}
     return ReplayCandidate(recording.tokens, _cost(recording.score_at(scorer, None)), at)
+
+
+def _tied(candidates: Sequence[ReplayCandidate]) -> bool:
+    """Return True where two candidates may be told apart by their order alone."""
+    scores = [{score.value for score in (each.final, *each.at.values())} for each in candidates]
+    return None in set().union(*scores) or len(set().union(*scores)) < sum(map(len, scores))
 
 
 def _cost(score: RecordedScore | None) -> ReplayScore:

@@ -49,7 +49,8 @@ async def connected(upstream: SamplingUpstream, **more: Any) -> AsyncIterator[Sa
     async with upstream.serving():
         client = UpstreamClient(upstream.url, timeouts=Timeouts(5, 5, 5, 20))
         try:
-            yield await connect(client, None, **({"temperature": 0.8, "max_tokens": 20, "checkpoints": (4, 8)} | more))
+            settings: dict[str, Any] = {"temperature": 0.8, "max_tokens": 20, "checkpoints": (4, 8)}
+            yield await connect(client, None, **(settings | more))
         finally:
             await client.aclose()
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 
+from adaptive.evaluation.recording import Recording
 from adaptive.evaluation.statistics import Estimate
 from adaptive.evaluation.strategies import Family, sizes
 from adaptive.evaluation.study import Design, PairAccuracy, Prompt, Row, Study, orders, study, thresholds_from
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.policy import ScorerName
+from adaptive.replay import ReplayCandidate, ReplayScore, replay
 
 from .recordings import CHECKPOINTS, SETUP, Made, prompt, prompts
 
@@ -171,7 +175,8 @@ def test_the_share_is_of_the_gain_of_best_of_n_by_the_same_scorer() -> None:
     assert low.share_passed is not None
     assert low.share_passed.value == pytest.approx(0.0)  # any reply reaches it: the first is returned
     assert high.share_passed is not None
-    assert (high.share_passed.value, high.more_passed.value) == (1.0, pytest.approx(0.8))
+    assert high.share_passed.value == 1.0
+    assert high.more_passed.value == pytest.approx(0.8)
     assert high.drawn.value < 5
     pair = rows(result, Family.SELF_EVALUATION)[0]
     assert pair.share_passed is not None
@@ -236,6 +241,40 @@ def test_each_scorer_has_thresholds_among_its_own_scores() -> None:
     assert thresholds[ScorerName.READ_OUT][0] == 0.1
 
 
+def test_candidates_that_are_drawn_together_are_compared_in_any_order_with_the_same_result() -> None:
+    """One order is then enough, unless scores are equal; whoever draws in turn is tried in all of them."""
+    source = random.Random(5)  # noqa: S311 -- made up figures
+    for equal in (False, True):
+        made = [
+            Made(
+                0.5 if equal else source.random(),
+                float(place % 2),
+                tokens=source.randint(9, 16),
+                at=dict.fromkeys(CHECKPOINTS, 0.4) if equal else {at: source.random() for at in CHECKPOINTS},
+            )
+            for place in range(5)
+        ]
+        found = prompt("a", made)
+        by_name = {row.strategy.name: row for row in studied([found], replace(DESIGN, orders=60)).rows}
+        for name in ("best of n, self-evaluation: n=5", "pruned, self-evaluation: 25% at 4"):
+            replayed = [
+                replay(by_name[name].strategy.policy, [replayable(found.candidates[place]) for place in order])
+                for order in itertools.permutations(range(5))
+            ]
+            rewards = [
+                found.verdicts[order[each.returned]].reward
+                for each, order in zip(replayed, itertools.permutations(range(5)), strict=True)
+            ]
+            assert len(set(rewards)) == (2 if equal else 1)
+            assert by_name[name].reward.value == pytest.approx(fmean(rewards), abs=0.1 if equal else 1e-9)
+            assert by_name[name].scoring.value == pytest.approx(fmean(each.scoring_tokens for each in replayed))
+
+
+def replayable(found: Recording) -> ReplayCandidate:
+    scores = {each.tokens: ReplayScore(each.value, 10) for each in found.scores if each.scorer == "self_evaluation"}
+    return ReplayCandidate(found.tokens, scores[found.tokens], scores)
+
+
 def test_the_default_policy_is_studied_where_its_checkpoints_were_recorded() -> None:
     (row,) = rows(studied([GOOD_LAST]), Family.DEFAULT)  # 16 tokens: no reply comes to its first checkpoint
     assert row.strategy.policy.threshold == 0.9
@@ -260,7 +299,8 @@ def test_scores_are_summed_up_with_their_label_mass() -> None:
     assert (first.checkpoint, first.scores, whole.checkpoint, whole.scores) == (4, 4, None, 5)
     assert whole.median == 0.6
     assert whole.below_limit == pytest.approx(0.2)
-    assert (whole.computed_tokens, whole.took_s) == (9, pytest.approx(0.1))
+    assert whole.computed_tokens == 9
+    assert whole.took_s == pytest.approx(0.1)
     (read_out,) = (each for each in studied(found).scores if (each.scorer, each.checkpoint) == ("read_out", None))
     assert math.isnan(read_out.below_limit)  # its labels are meant to have no mass
     assert read_out.computed_tokens == 0
