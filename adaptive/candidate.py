@@ -43,12 +43,16 @@ class ScoreAt:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A candidate's beginning, or all of it, as a scorer sees it. The fields are those of `GeneratedTokens`."""
+    """A candidate's beginning, or all of it, as a scorer sees it. The fields are those of `GeneratedTokens`.
+
+    final: it has ended, and this is all of it.
+    """
 
     token_ids: TokenIds
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[float, ...], ...] = ()
     readouts: tuple[tuple[float, ...], ...] = ()
+    final: bool = False
 
 
 def beginning(steps: Sequence[GeneratedTokens], tokens: int | None = None) -> Partial:
