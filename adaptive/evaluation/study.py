@@ -189,7 +189,7 @@ class _Subject:
         self._reward = [verdict.reward for _, verdict in pairs]
         self._orders = orders(design.n, design.orders, design.seed)
         self._replayable = {
-            scorer: [_replayable(recording, scorer, design.checkpoints) for recording, _ in pairs] for scorer in SCORERS
+            scorer: [replayable(recording, scorer, design.checkpoints) for recording, _ in pairs] for scorer in SCORERS
         }
 
     def expected(self, strategy: Strategy) -> _Figures:
@@ -212,7 +212,8 @@ class _Subject:
         return *quality, len(drawn), sum(candidates[place].tokens for place in drawn), 0.0
 
 
-def _replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
+def replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
+    """Return a recording as a replay takes it, with the scores of that scorer."""
     at = {tokens: _cost(recording.score_at(scorer, tokens)) for tokens in checkpoints if tokens < recording.tokens}
     return ReplayCandidate(recording.tokens, _cost(recording.score_at(scorer, None)), at)
 
