@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adaptive.clock import LoopClock
 from adaptive.evaluation.recording import Recording, Setup, latest_setup
-from adaptive.evaluation.study import Design, Prompt, study
+from adaptive.evaluation.study import Design, study
 from adaptive.evaluation.tasks import DataSet, Task, TaskError, load
 from adaptive.scoring import MIN_LABEL_MASS
 from server.engine import EmbeddedEngine
 from server.eval_cache import RecordingFile
 from server.eval_plot import draw
+from server.eval_prompts import recorded_prompts
 from server.eval_report import Report, as_html, show
 from server.eval_sampling import EvalError, Job, Sampler, connect, jobs_of
 from server.interrupts import sigterm_interrupts
@@ -90,18 +91,7 @@ def run_eval(settings: Settings, options: Options, *, out: Console, err: Console
 
 def make_report(data: DataSet, tasks: Sequence[Task], file: RecordingFile, setup: Setup, options: Options) -> Report:
     """Return the report on what is recorded of these tasks. Raises `EvalError` where no prompt is complete."""
-    prompts = []
-    for task in tasks:
-        jobs = jobs_of([task], options.n, options.seed, setup)
-        recordings = [file.recordings[job.key] for job in jobs if file.has(job.key, options.checkpoints)]
-        if len(recordings) == options.n:
-            verdicts = tuple(task.verify(recording.text) for recording in recordings)
-            prompts.append(Prompt(task.id, tuple(recordings), verdicts))
-    if not prompts:
-        raise EvalError(
-            f"{file.path} has no prompt with {options.n} candidates of {setup.model} at temperature "
-            f"{setup.temperature:g}, {setup.max_tokens} tokens, seed {options.seed} and these checkpoints."
-        )
+    prompts = recorded_prompts(tasks, file, setup, n=options.n, seed=options.seed, checkpoints=options.checkpoints)
     design = Design(
         n=options.n,
         checkpoints=options.checkpoints,

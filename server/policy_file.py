@@ -67,9 +67,14 @@ def read_policy_file(path: Path) -> PolicyFile:
     return PolicyFile(path, fields, about)
 
 
-def write_policy_file(path: Path, policy: Policy, about: Mapping[str, Any]) -> None:
-    """Write a policy with all fields that a replay depends on. Raises `OSError`."""
+def policy_fields(policy: Policy) -> dict[str, Any]:
+    """Return the fields of a policy that a file gives: all that a replay depends on, as JSON values."""
     said = asdict(policy)
+    return {name: said[name] for name in _WRITTEN}
+
+
+def write_policy_file(path: Path, policy: Policy, about: Mapping[str, Any]) -> None:
+    """Write a policy. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**{name: said[name] for name in _WRITTEN}, ABOUT: about}
+    content = {**policy_fields(policy), ABOUT: about}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
