@@ -59,7 +59,8 @@ def target_command(  # noqa: PLR0917 -- typer passes them by name, one per optio
     """Find the policy for a target on recorded candidates, and write it as a file for `preamble serve --policy-file`.
 
     Give one of --gain, --samples and --tokens. Half of the prompts choose the policy, the other half tells what it is
-    worth. Exit status 1, and no file without --force, if no policy does what is asked for, or full best-of-n gains nothing.
+    worth. If no policy does what is asked for, or full best-of-n gains nothing, no file is written without --force, and
+    the exit status is 1.
     """
     from server.target_command import Options, run_target  # noqa: PLC0415 -- `serve` should not wait for it
 

@@ -110,7 +110,7 @@ class _Found:
 def run_target(options: Options, *, out: Console, err: Console) -> bool:
     """Seek the policy, tell what to expect of it and write it; return whether it was written.
 
-    One that does not do what was asked for is only written with `force`. Raises `EvalError` where no policy can be sought.
+    One that does not do what was asked for is only written with `force`. Raises `EvalError` where none can be sought.
     """
     found = _found(options, err)
     problem = found.proposal.problem
