@@ -84,7 +84,7 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         temperature=temperature,
         seed=seed,
         concurrency=concurrency,
-        checkpoints=_checkpoints(checkpoints),
+        checkpoints=parse_checkpoints(checkpoints),
         scorers=_scorers(scorers),
         thresholds=_thresholds(thresholds),
         prefill_weight=prefill_weight,
@@ -98,7 +98,8 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     run_eval(settings, options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
 
 
-def _checkpoints(text: str) -> tuple[int, ...]:
+def parse_checkpoints(text: str) -> tuple[int, ...]:
+    """Return the checkpoints in `32,64`, ascending. Raises `typer.BadParameter`."""
     try:
         found = sorted({int(each) for each in text.split(",")})
     except ValueError:

@@ -214,7 +214,7 @@ class _Examination:
                 name, f"{found}; its suffix begins with token {question.suffix[0]}, not with the turn's end.", remedy
             )
         if config.read_out is None and self.settings.policy.said().get("scorer") is ScorerName.READ_OUT:
-            remedy = "Set another scorer in the setting policy, or give the read-out's labels."
+            remedy = f"Set another scorer in the setting {self.settings.policy_from}, or give the read-out's labels."
             return warning(name, f"{found}; the default policy's scorer is read_out, and no labels are known.", remedy)
         read_out = "" if config.read_out is None else " Its read-out's labels are known too."
         return ok(name, f"{found}, for one tiny answer.{read_out}")

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from adaptive.clock import LoopClock
 from adaptive.evaluation.recording import Recording, Setup, latest
-from adaptive.evaluation.study import Design, Prompt, study
+from adaptive.evaluation.study import Design, study
 from adaptive.evaluation.tasks import DataSet, Task, TaskError, load
 from adaptive.policy import ScorerName
 from adaptive.scoring import MIN_LABEL_MASS
 from server.eval_cache import RecordingFile
 from server.eval_plot import draw
 from server.eval_progress import Shown
+from server.eval_prompts import recorded_prompts
 from server.eval_report import Report, as_html, show
 from server.eval_rescoring import Candidates, Rescorer, candidates_of
 from server.eval_sampling import EvalError, Sampled, Sampler, connect, jobs_of, record
@@ -140,19 +141,9 @@ def make_report(
     options: Options,
 ) -> Report:
     """Return the report on what is recorded of these tasks. Raises `EvalError` where no prompt is complete."""
-    prompts = []
-    for task in tasks:
-        jobs = jobs_of([task], options.n, options.seed, setup)
-        recordings = [file.recordings[job.key] for job in jobs if file.has(job.key, options.checkpoints, scorers)]
-        if len(recordings) == options.n:
-            verdicts = tuple(task.verify(recording.text) for recording in recordings)
-            prompts.append(Prompt(task.id, tuple(recordings), verdicts))
-    if not prompts:
-        raise EvalError(
-            f"{file.path} has no prompt with {options.n} candidates of {setup.model} at temperature "
-            f"{setup.temperature:g}, {setup.max_tokens} tokens, seed {options.seed}, these checkpoints and scorers "
-            f"({', '.join(scorers)})."
-        )
+    prompts = recorded_prompts(
+        tasks, file, setup, n=options.n, seed=options.seed, checkpoints=options.checkpoints, scorers=scorers
+    )
     design = Design(
         n=options.n,
         checkpoints=options.checkpoints,

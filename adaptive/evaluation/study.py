@@ -209,7 +209,7 @@ class _Subject:
         self._orders = orders(design.n, design.orders, design.seed)
         self._tokens = [recording.tokens for recording, _ in pairs]
         self._replayable = {
-            scorer: [_replayable(recording, scorer, design.checkpoints) for recording, _ in pairs]
+            scorer: [replayable(recording, scorer, design.checkpoints) for recording, _ in pairs]
             for scorer in design.scorers
         }
         self._tied = {scorer: _tied(candidates) for scorer, candidates in self._replayable.items()}
@@ -247,7 +247,8 @@ class _Subject:
         return *quality, len(drawn), 0.0, sum(self._tokens[place] for place in drawn), 0.0, 0.0
 
 
-def _replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
+def replayable(recording: Recording, scorer: str, checkpoints: Sequence[int]) -> ReplayCandidate:
+    """Return a recording as a replay takes it, with the scores of that scorer."""
     at = {tokens: _cost(recording.score_at(scorer, tokens)) for tokens in checkpoints if tokens < recording.tokens}
     return ReplayCandidate(recording.tokens, _cost(recording.score_at(scorer, None)), at)
 
