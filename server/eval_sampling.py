@@ -108,7 +108,11 @@ async def connect(
         model=served.name,
         root=await _root(upstream, served.name),
         fingerprint=await _fingerprint(upstream, served.name),
-        question=question_digest(question.suffix, question.labels.ids),
+        question=question_digest(
+            question.suffix,
+            question.labels.ids,
+            None if question.calibration is None else question.calibration.to_plain(),
+        ),
         temperature=temperature,
         max_tokens=max_tokens,
     )

@@ -22,7 +22,8 @@ class Setup:
     """What a candidate depends on besides its prompt and its seed.
 
     model: the served name. root, fingerprint: what the upstream says of the weights and of itself, None where it does
-    not. question: digest of the self-evaluation question and its labels. temperature, max_tokens: of the request.
+    not. question: digest of the self-evaluation question, its labels and its calibration. temperature, max_tokens: of
+    the request.
     """
 
     model: str
@@ -103,9 +104,11 @@ class Recording:
         return next((each for each in self.scores if each.scorer == scorer and each.final), None)
 
 
-def question_digest(suffix: Sequence[int], label_ids: Sequence[int]) -> str:
-    """Return what tells a self-evaluation question, by its tokens, from any other."""
-    return _digest([list(suffix), list(label_ids)])
+def question_digest(
+    suffix: Sequence[int], label_ids: Sequence[int], calibration: Mapping[str, Any] | None = None
+) -> str:
+    """Return what tells a self-evaluation question, by its tokens and its calibration map, from any other."""
+    return _digest([list(suffix), list(label_ids), *([] if calibration is None else [calibration])])
 
 
 def seed_of(run_seed: int, prompt: str, index: int) -> int:

@@ -144,6 +144,13 @@ async def test_a_trained_checkpoint_is_asked_in_its_own_way_and_its_records_are_
         question = await trained.tokens.of(MODEL)
     assert (question.suffix, question.labels.ids) == ((7, 8), (5, 6))
     assert trained.setup.question != literal.setup.question
+    bucket = {"weights": [1.0], "bias": 0.0, "knots": [[0.0, 0.25]]}
+    calibration = {"features": ["log_odds"], "buckets": [{"up_to": 9, **bucket}, {"final": True, **bucket}]}
+    file.write_text(json.dumps({"format": 1, "calibration": calibration}))
+    async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=file) as calibrated:
+        (only,), _ = await record(calibrated, jobs_of(TASKS[:1], 1, 0, calibrated.setup))
+    assert calibrated.setup.question not in {literal.setup.question, trained.setup.question}
+    assert [score.value for score in only.scores if score.scorer == "self_evaluation"] == [0.25]
     file.write_text("{}")
     with pytest.raises(EvalError, match="format"):
         async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=file):
