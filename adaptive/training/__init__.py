@@ -1,0 +1,1 @@
+"""Training self-evaluation: examples from the model's own answers, and what is made of them."""
