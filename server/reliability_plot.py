@@ -29,7 +29,8 @@ def draw(before: Sequence[Measured], after: Sequence[Measured], heading: str) ->
     ).get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=9, frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(heading, fontsize=9)
-    figure.supxlabel("P(win or tie) that was said", fontsize=9)
+    for axes in figure.axes[-_COLUMNS:]:  # no label of the whole figure: it would lie under the legend
+        axes.set_xlabel("P(win or tie) that was said", fontsize=9)
     figure.supylabel("share of other answers beaten or tied (bars: 95 %)", fontsize=9)
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=120)

@@ -17,7 +17,7 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 from typing import Any, Final
@@ -175,9 +175,14 @@ class _Data:
         )
 
     def where(self, kept: NDArray[np.bool_]) -> _Data:
-        columns = (self.readings, self.values, self.targets, self.prompts, self.bucket)
-        readings, values, targets, prompts, bucket = (column[kept] for column in columns)
-        return _Data(readings, self.read, values, targets, prompts, bucket)
+        return replace(
+            self,
+            readings=self.readings[kept],
+            values=self.values[kept],
+            targets=self.targets[kept],
+            prompts=self.prompts[kept],
+            bucket=self.bucket[kept],
+        )
 
     def of_features(self, features: Sequence[Feature]) -> Floats:
         return self.values[:, [self.read.index(feature) for feature in features]]

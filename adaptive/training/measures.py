@@ -143,7 +143,8 @@ class _Here:
 
     def _by_prompt(self, values: Floats) -> list[float]:
         """Return the sum over each prompt's examples."""
-        return np.bincount(self.prompt, values, minlength=self.prompts).tolist()
+        sums: list[float] = np.bincount(self.prompt, values, minlength=self.prompts).tolist()
+        return sums
 
     def _bin(self, inside: NDArray[np.bool_], bootstrap: Bootstrap) -> Bin:
         came = bootstrap.ratio(self._by_prompt(self.came * inside), self._by_prompt(inside.astype(np.float64)))
