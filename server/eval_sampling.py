@@ -116,7 +116,7 @@ class Sampled:
                 case ScorerName.SELF_EVALUATION:
                     made.append(ChatSelfEvaluation(engine, self.tokens, min_label_mass=0.0))
                 case ScorerName.READ_OUT:
-                    made.append(ReadOutScorer(self.read_out))
+                    made.append(ReadOutScorer(self.read_out, self.tokens.read_out_calibration(self.setup.model)))
                 case ScorerName.MEAN_LOG_PROBABILITY:
                     made.append(MeanLogProbabilityScorer())
                 case ScorerName.GROUP_CONFIDENCE:
@@ -220,7 +220,8 @@ def _applying(
 
 def _digest(question: QuestionTokens | None, config: SelfEvaluationConfig) -> str:
     """Return what tells the self-evaluation in force from any other: the question, the read-out, their calibration."""
-    more = json.dumps(asdict(replace(config, file=None)), sort_keys=True, default=str)
+    # Scores are recorded however little the labels get.
+    more = json.dumps(asdict(replace(config, file=None, min_label_mass=0.0)), sort_keys=True)
     if question is None:
         return question_digest((), (), more)
     return question_digest(question.suffix, question.labels.ids, more)

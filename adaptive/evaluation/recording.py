@@ -26,8 +26,8 @@ class Setup:
     """What a candidate depends on besides its prompt and its seed.
 
     model: the served name. root, fingerprint: what the upstream says of the weights and of itself, None where it does
-    not. question: digest of the self-evaluation in force. temperature, max_tokens: of the request. sampled_by: the
-    setup whose candidates were only scored here, None where they were sampled here too.
+    not. question: digest of the self-evaluation in force, its calibration included. temperature, max_tokens: of the
+    request. sampled_by: the setup whose candidates were only scored here, None where they were sampled here too.
     """
 
     model: str

@@ -35,6 +35,15 @@ BOTH = {
     "loss": "Yes",
     "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]},
 }
+_CURVE = {"bias": 0.5, "knots": [[-9, 0.0], [9, 1.0]]}
+CALIBRATION = {
+    "features": ["log_odds", "mean_log_probability", "log_tokens"],
+    "buckets": [{"up_to": 9, "weights": [1, 2, 0.1], **_CURVE}, {"final": True, "weights": [2, 1, 0.2], **_CURVE}],
+}
+CALIBRATED = BOTH | {
+    "calibration": CALIBRATION,
+    "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES], "calibration": CALIBRATION},
+}
 
 
 def judge(text: str) -> float:
@@ -90,9 +99,12 @@ def timeless(score: RecordedScore) -> RecordedScore:
     return replace(score, took_s=0.0)
 
 
-async def test_scoring_again_says_what_was_said_while_the_candidates_grew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [BOTH, CALIBRATED])
+async def test_scoring_again_says_what_was_said_while_the_candidates_grew(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     """The same upstream, twice: nothing differs but times and where the candidates come from."""
-    (tmp_path / FILE).write_text(json.dumps(BOTH))
+    (tmp_path / FILE).write_text(json.dumps(config))
     upstream = SamplingUpstream(REPLIES, judge)
     once = await sampled_by(upstream, self_evaluation=tmp_path)
     again, lost = await rescored(upstream, once, self_evaluation=tmp_path)

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,13 @@ async def test_a_trained_checkpoint_is_asked_in_its_own_way_and_its_records_are_
         question = await trained.tokens.of(MODEL)
     assert (question.suffix, question.labels.ids) == ((7, 8), (5, 6))
     assert trained.setup.question != literal.setup.question
+    bucket = {"weights": [1.0], "bias": 0.0, "knots": [[0.0, 0.25]]}
+    calibration = {"features": ["log_odds"], "buckets": [{"up_to": 9, **bucket}, {"final": True, **bucket}]}
+    file.write_text(json.dumps({"format": 1, "calibration": calibration}))
+    async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=file) as calibrated:
+        (only,), _ = await record(calibrated, jobs_of(TASKS[:1], 1, 0, calibrated.setup))
+    assert calibrated.setup.question not in {literal.setup.question, trained.setup.question}
+    assert [score.value for score in only.scores if score.scorer == "self_evaluation"] == [0.25]
     file.write_text("{}")
     with pytest.raises(EvalError, match="format"):
         async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=file):
@@ -176,7 +184,7 @@ async def test_only_who_is_asked_judges_and_is_paid_for() -> None:
     assert upstream.chats[-1]["top_logprobs"] == 0  # no alternatives, which are slow
 
 
-READ_OUT = {"format": 1, "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
+READ_OUT: dict[str, Any] = {"format": 1, "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
 
 
 async def test_a_read_out_rides_on_the_stream_where_the_checkpoint_has_one(tmp_path: Path) -> None:
@@ -193,14 +201,36 @@ async def test_a_read_out_rides_on_the_stream_where_the_checkpoint_has_one(tmp_p
     assert all(score.computed_tokens == 0 for score in only.scores if score.scorer == "read_out")
 
 
-async def test_another_read_out_is_another_setup(tmp_path: Path) -> None:
+def constant(partial: float, final: float) -> dict[str, object]:
+    """Return a calibration map that says so of whatever goes on, and of whatever has ended."""
+    buckets = [{"up_to": 9, "knots": [[0, partial]]}, {"final": True, "knots": [[0, final]]}]
+    return {"features": ["log_odds"], "buckets": [{"weights": [1], "bias": 0, **bucket} for bucket in buckets]}
+
+
+async def test_each_scorer_has_the_calibration_that_is_its_own(tmp_path: Path) -> None:
+    read_out = READ_OUT["read_out"] | {"calibration": constant(0.2, 0.7)}
+    (tmp_path / FILE).write_text(json.dumps(READ_OUT | {"calibration": constant(0.3, 0.8), "read_out": read_out}))
+    async with connected(SamplingUpstream([Reply("abcdef")]), self_evaluation=tmp_path) as sampled:
+        (only,), _ = await record(sampled, jobs_of(TASKS[:1], 1, 0, sampled.setup))
+    found = {
+        (score.scorer, score.final): score.value for score in only.scores if score.scorer != "mean_log_probability"
+    }
+    assert found == {
+        ("self_evaluation", False): 0.3,
+        ("self_evaluation", True): 0.8,
+        ("read_out", False): 0.2,
+        ("read_out", True): 0.7,
+    }
+
+
+async def test_another_read_out_is_another_setup_and_another_calibration_of_it_too(tmp_path: Path) -> None:
     setups = set()
-    for ids in ([NO], [NO + 10]):
-        read_out = {"win_or_tie_ids": ids, "loss_ids": [YES]}
+    plain = {"win_or_tie_ids": [NO], "loss_ids": [YES]}
+    for read_out in (plain, plain | {"win_or_tie_ids": [NO + 10]}, plain | {"calibration": constant(0.2, 0.7)}):
         (tmp_path / FILE).write_text(json.dumps(READ_OUT | {"read_out": read_out}))
         async with connected(SamplingUpstream([Reply("abc")]), self_evaluation=tmp_path) as sampled:
             setups.add(sampled.setup)
-    assert len(setups) == 2
+    assert len(setups) == 3
 
 
 @pytest.mark.parametrize(
