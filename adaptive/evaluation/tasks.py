@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 from adaptive.evaluation import families
-from adaptive.evaluation.families import Split
+from adaptive.evaluation.families import Split, split_of
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
 
 _FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
@@ -36,6 +36,11 @@ class Task:
     family: str = ""
 
     @property
+    def text(self) -> str:
+        """What the model is told, in one piece: what splits prompts into those to train on and those to test on."""
+        return "\n\n".join(str(message.get("content", "")) for message in self.messages)
+
+    @property
     def digest(self) -> str:
         """What tells this prompt from any other, in 32 hexadecimal digits."""
         text = json.dumps(self.messages, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -54,10 +59,14 @@ class DataSet:
 def load(name_or_path: str) -> DataSet:
     """Return a data set that comes with the package, or the one in a JSONL file. Raises `TaskError`.
 
+    `NAME:test` (or `:calibration`, `:train`) is those of its prompts that are for that, by the hash of their text.
     A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
     """
+    name, _, split = name_or_path.rpartition(":")
+    if name and split in set(Split):
+        return _of_split(name, Split(split))
     if name_or_path in _SYNTHETIC:
-        return _synthetic(name_or_path)
+        return _synthetic(name_or_path, frozenset(Split))
     bundled = _BUNDLED.get(name_or_path)
     if bundled is not None:
         about, read = bundled
@@ -73,14 +82,23 @@ def load(name_or_path: str) -> DataSet:
     return DataSet(path.stem, _tasks(text, str(path), _own_row), f"the file {path.name}")
 
 
-def _synthetic(name: str) -> DataSet:
-    splits = _SYNTHETIC[name]
+def _of_split(name: str, split: Split) -> DataSet:
+    if name in _SYNTHETIC:
+        return _synthetic(name, frozenset({split}))
+    whole = load(name)
+    tasks = tuple(task for task in whole.tasks if split_of(task.text) is split)
+    return DataSet(f"{whole.name}-{split.value}", tasks, f"{len(tasks)} of {whole.about}: those for {split.value}")
+
+
+def _synthetic(name: str, splits: frozenset[Split]) -> DataSet:
+    chosen = _SYNTHETIC[name]
     tasks = tuple(
         Task(each.id, each.messages, build(each.verifier), each.family)
-        for each in families.every(_SYNTHETIC_EACH, splits=splits)
+        for each in families.every(_SYNTHETIC_EACH, families=chosen, splits=splits)
     )
-    about = f"{len(tasks)} synthetic prompts of {len(families.FAMILIES)} families, for {' and '.join(sorted(splits))}"
-    return DataSet(name, tasks, about)
+    only = "" if splits == frozenset(Split) else f"-{'-'.join(sorted(splits))}"
+    about = f"{len(tasks)} synthetic prompts of {len(chosen)} families"
+    return DataSet(name + only, tasks, about + (f", for {only[1:]}" if only else ""))
 
 
 def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task]) -> tuple[Task, ...]:
@@ -166,8 +184,7 @@ _BUNDLED: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any], int], Task]
     ),
 }
 _SYNTHETIC_EACH: Final = 200  # of each family at most
-_SYNTHETIC: Final[Mapping[str, frozenset[Split]]] = {
-    "synthetic": frozenset({Split.TEST}),
-    "synthetic-calibration": frozenset({Split.CALIBRATION}),
-    "synthetic-train": frozenset({Split.TRAIN}),
+_SYNTHETIC: Final[Mapping[str, Sequence[str]]] = {
+    "synthetic": families.BENCHMARK,
+    "synthetic-all": tuple(families.FAMILIES),
 }
