@@ -28,7 +28,7 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)(?P<names>(?:,?\s`\w+(?:\.(?!py`)\w+)*`)*)")
 NAME = re.compile(r"`([\w.]+)`")
 COMMAND = re.compile(r"^\$ preamble (.+)$", re.MULTILINE)
-COMING = {"selfeval train", "selfeval policy", "selfeval compare"}
+COMING = {"selfeval train", "selfeval calibrate", "selfeval policy", "selfeval compare"}
 """Commands that may not be there yet; where they are, their options are checked like all others."""
 
 
