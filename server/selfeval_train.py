@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +25,9 @@ from adaptive.training.checkpoint import NewRows, extend, written
 from adaptive.training.examples import Group, GroupFile, Split
 from adaptive.training.frozen import load_model
 from adaptive.training.loop import Examined, Point, Recipe, TrainingError, train, write_curve
+from adaptive.training.packing import Place
 from adaptive.training.scores import Score, scored
-from adaptive.training.ways import LiteralQuestion, ReadOut, SoftTokens, Trainable, Way, packed
+from adaptive.training.ways import LiteralQuestion, ReadOut, SoftTokens, Trainable, Way
 from server.self_evaluation_config import FILE
 from server.selfeval_calibrate import Calibrated, Source, calibrate
 
@@ -49,7 +51,8 @@ class TrainOptions:
     """What was asked for.
 
     data: what `selfeval data` wrote. checkpoint: the model that gave the answers. ways: what is trained; soft tokens
-    and a read-out may share a checkpoint. rows: label rows per label. recipes: by way, where they differ from `RECIPES`.
+    and a read-out may share a checkpoint. rows: label rows per label. recipes: by way, where they differ from
+    `RECIPES`.
     """
 
     data: Path
@@ -83,7 +86,10 @@ Tell = Callable[[str, int, int], None]
 
 
 def run_train(options: TrainOptions, tell: Tell) -> Result:
-    """Train, build the checkpoint, calibrate and report. Raises `TrainingError`, `CheckpointError`, `CalibrateError`."""
+    """Train, build the checkpoint, calibrate and report.
+
+    Raises `TrainingError`, `CheckpointError`, `CalibrateError`.
+    """
     _check(options.ways)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -173,7 +179,7 @@ class _Session:
         config = dict(written(vocabulary, rows))
         if kept.least_asked_mass is not None:
             # Far below what the labels have where they were trained to be read, far above what they have elsewhere.
-            config["min_label_mass"] = _LEAST_MASS_SHARE * 2.718281828459045**kept.least_asked_mass
+            config["min_label_mass"] = _LEAST_MASS_SHARE * math.exp(kept.least_asked_mass)
         (options.out / FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         calibrated = {}
         if tokens is not None:
@@ -213,14 +219,16 @@ class _Session:
 
     def _soft_tokens(self) -> SoftTokens:
         text = self._tokenizer()(self._options.soft_text, add_special_tokens=False).input_ids
-        tokens = SoftTokens(self._model, tuple(text), rows=self._options.rows).to(self._options.device)
+        tokens = SoftTokens(self._model, tuple(text), rows=self._options.rows)
+        tokens.to(self._options.device)
         with torch.no_grad():
             first = self._groups.train[:: max(1, len(self._groups.train) // 24)]
             tokens.rows.fit_normaliser(torch.cat([tokens.states(each, _wholes(each)) for each in first]))
         return tokens
 
     def _read_out(self) -> ReadOut:
-        read_out = ReadOut(self._model, rows=self._options.rows).to(self._options.device)
+        read_out = ReadOut(self._model, rows=self._options.rows)
+        read_out.to(self._options.device)
         with torch.no_grad():
             first = self._groups.train[:: max(1, len(self._groups.train) // 48)]
             read_out.rows.fit_normaliser(torch.cat([read_out.states(each, _wholes(each)) for each in first]))
@@ -308,9 +316,7 @@ class _Session:
         return Result(curves, calibrated, report)
 
 
-def _wholes(group: Group) -> list[Any]:
-    from adaptive.training.packing import Place  # noqa: PLC0415
-
+def _wholes(group: Group) -> list[Place]:
     return [Place(index, len(answer.token_ids)) for index, answer in enumerate(group.answers)]
 
 

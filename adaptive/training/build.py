@@ -62,9 +62,11 @@ def build(sampled: Sampled, tokens: SoftTokens | None, read_out: ReadOut | None)
     if tokens is not None and sampled.asked is not None:
         soft = tokens.embeddings.detach().float().cpu()
         soft_out = buried_rows(len(soft), sampled.ordinary)
-        question = question_rows(*(each.cpu() for each in tokens.rows.plain()), sampled.ordinary, sampled.asked)
+        rows, offsets = tokens.rows.plain()
+        question = question_rows(rows.cpu(), offsets.cpu(), sampled.ordinary, sampled.asked)
     if read_out is not None:
-        read = read_out_rows(*(each.cpu() for each in read_out.rows.plain()), sampled.ordinary)
+        rows, offsets = read_out.rows.plain()
+        read = read_out_rows(rows.cpu(), offsets.cpu(), sampled.ordinary)
     return NewRows(soft, soft_out, question, read)
 
 

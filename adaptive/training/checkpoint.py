@@ -1,10 +1,10 @@
 """New vocabulary rows into an ordinary checkpoint, which stock vLLM serves, and whose ordinary output is what it was.
 
-The vocabulary grows by a few ids that the tokenizer does not know, so no text leads to them. Input and output matrix are
-untied; of the old rows not a bit changes. The new output rows must never be sampled, so their logits are to be far below
-every ordinary one wherever the model may write: a *direction* of the last state, along which all ordinary states are
-alike, carries them there. After a question of soft tokens the state is nothing like an ordinary one, and there the same
-direction lets the labels rise to where bfloat16 is fine (its steps are 0.25 beyond 32 and 0.016 below 4).
+The vocabulary grows by a few ids that the tokenizer does not know, so no text leads to them. Input and output matrix
+are untied; of the old rows not a bit changes. The new output rows must never be sampled, so their logits are to be far
+below every ordinary one wherever the model may write: a *direction* of the last state, along which all ordinary states
+are alike, carries them there. After a question of soft tokens the state is nothing like an ordinary one, and there the
+same direction lets the labels rise to where bfloat16 is fine (its steps are 0.25 beyond 32 and 0.016 below 4).
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class _Run:
         """Take up what was saved, if anything was. Raises `TrainingError` for what was saved by another recipe."""
         if self._state is None or not self._state.exists():
             return
-        saved: dict[str, Any] = torch.load(self._state, weights_only=True)
+        saved: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
         if saved["recipe"] != asdict(self._recipe) or saved["steps"] != self._steps:
             raise TrainingError(
                 f"{self._state} is of another recipe or other data; remove it, or give another directory."
@@ -226,7 +226,9 @@ def validated(
     trainable: Trainable, groups: Sequence[Group], recipe: Recipe
 ) -> tuple[float, float | None, float | None]:
     """Return the mean loss on groups, and how often pairs are ranked rightly: whole answers, and cut ones."""
-    losses, whole, cut = [], [], []
+    losses: list[float] = []
+    whole: list[float] = []
+    cut: list[float] = []
     with torch.no_grad():
         for group in groups:
             batch = batch_of(group, random.Random(f"{recipe.seed} {group.id}"))  # noqa: S311 -- the same every time
@@ -239,7 +241,9 @@ def validated(
 
 def trained_state(trainable: Trainable) -> dict[str, Tensor]:
     """Return a copy of what is trained, with the numbers that belong to it; frozen parameters are left out."""
-    frozen = {name for name, each in trainable.module.named_parameters() if not each.requires_grad}
+    # A tied head is a second name of the embeddings, and is left out with them.
+    everything = trainable.module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, each in everything if not each.requires_grad}
     return {name: value.detach().clone() for name, value in trainable.module.state_dict().items() if name not in frozen}
 
 

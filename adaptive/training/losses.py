@@ -1,4 +1,4 @@
-"""What is minimised: being right about P(win or tie), and about which of two answers to one prompt is the better one."""
+"""What is minimised: being right about P(win or tie), and about which of two answers to one prompt is better."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class LabelRows(nn.Module):
         return (logits[:, : self.count].logsumexp(1) - logits[:, self.count :].logsumexp(1)) / self.sharpness
 
     def plain(self) -> tuple[Tensor, Tensor]:
-        """Return rows and offsets that give the same logits on states as they are: (2 * count, hidden), (2 * count,)."""
+        """Return rows, (2 * count, hidden), and offsets, (2 * count,), with the same logits on states as they are."""
         with torch.no_grad():
             rows = self.weight / self.spread
             return self.sharpness * rows, self.sharpness * (self.bias - rows @ self.mean)
