@@ -21,8 +21,8 @@ GOOD: Final = 7
 
 def tiny_model(*, seed: int = 0, tied: bool = True) -> Any:
     """Return a frozen model in float32; as in real ones, one direction is large in all its states."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import torch  # noqa: PLC0415 -- there may be none
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 -- takes seconds
 
     torch.set_num_threads(1)  # with more, so small a model is slower
     torch.manual_seed(seed)
