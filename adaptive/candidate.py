@@ -43,21 +43,28 @@ class ScoreAt:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A candidate's beginning, or all of it, as a scorer sees it. The fields are those of `GeneratedTokens`."""
+    """A candidate's beginning, or all of it, as a scorer sees it. The fields are those of `GeneratedTokens`.
+
+    final: it is all of a candidate whose stream has ended, by itself or at a limit.
+    """
 
     token_ids: TokenIds
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[tuple[float, ...], ...] = ()
     readouts: tuple[tuple[float, ...], ...] = ()
+    final: bool = False
 
 
 def beginning(steps: Sequence[GeneratedTokens], tokens: int | None = None) -> Partial:
     """Return the first tokens of those steps, as many as asked for or there are; None is all of them."""
+    token_ids = tuple(token for step in steps for token in step.token_ids)
+    ended = bool(steps) and steps[-1].finish_reason is not None
     return Partial(
-        token_ids=tuple(token for step in steps for token in step.token_ids)[:tokens],
+        token_ids=token_ids[:tokens],
         logprobs=tuple(logprob for step in steps for logprob in step.logprobs)[:tokens],
         top_logprobs=tuple(top for step in steps for top in step.top_logprobs)[:tokens],
         readouts=tuple(readout for step in steps for readout in step.readouts)[:tokens],
+        final=ended and (tokens is None or tokens >= len(token_ids)),
     )
 
 

@@ -22,10 +22,14 @@ CHOICES = 1
 
 @dataclass(frozen=True, slots=True)
 class ReplayScore:
-    """A score that was recorded. value: None where scoring failed. tokens: what it cost, prompt and label tokens."""
+    """A score that was recorded. value: None where scoring failed.
+
+    tokens: what it cost, prompt and label tokens. seconds: how long it took.
+    """
 
     value: float | None
     tokens: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class Replayed:
     """What came of it.
 
     returned: the place of the candidate among those given. drawn: candidates drawn, the first of those given. reason:
-    why no more. generated: tokens of each of these. pruned: their places. scores: judgements. scoring_tokens: their
-    cost.
+    why no more. generated: tokens of each of these. pruned: their places. scores: judgements. scoring_tokens,
+    scoring_s: their cost, all together; in a real run several are worked on at a time.
     """
 
     returned: int
@@ -53,6 +57,7 @@ class Replayed:
     pruned: tuple[int, ...]
     scores: int
     scoring_tokens: int
+    scoring_s: float
 
     @property
     def generated_tokens(self) -> int:
@@ -99,6 +104,7 @@ class _Replay:
         self._grown: list[_Grown] = []
         self._scores = 0
         self._scoring_tokens = 0
+        self._scoring_s = 0.0
 
     def run(self) -> Replayed:
         step = next_step(self._policy, self._progress())
@@ -120,6 +126,7 @@ class _Replay:
             pruned=tuple(place for place, grown in enumerate(self._grown) if grown.pruned),
             scores=self._scores,
             scoring_tokens=self._scoring_tokens,
+            scoring_s=self._scoring_s,
         )
 
     def _draw(self, count: int) -> None:
@@ -171,6 +178,7 @@ class _Replay:
     def _buy(self, score: ReplayScore) -> float | None:
         self._scores += score.value is not None
         self._scoring_tokens += score.tokens
+        self._scoring_s += score.seconds
         return score.value
 
     def _progress(self) -> Progress:

@@ -2,7 +2,8 @@
 
 Self-evaluation asks the model in a call of its own; one call serves all candidates that are due. The others are free:
 they read log-probabilities that came with the candidate's own tokens. Only self-evaluation and the read-out estimate
-P(win or tie); the two baselines are monotone in a confidence, so a threshold on them means something else.
+P(win or tie), and are to be believed as probabilities only with a calibration map (`adaptive.calibration`); the two
+baselines are monotone in a confidence, so a threshold on them means something else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from adaptive.calibration import CalibrationMap, LogProbabilitiesMissing
 from adaptive.candidate import Partial
 from adaptive.engine import Engine, EngineBusy, EngineError, TokenIds
 from adaptive.policy import ScorerName
@@ -25,11 +27,16 @@ MIN_LABEL_MASS: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A judgement of one candidate: see `ScoreAt`. computed_tokens: prompt tokens that the engine computed for it."""
+    """A judgement of one candidate: see `ScoreAt`.
+
+    computed_tokens: prompt tokens that the engine computed for it. raw: P(win or tie) before calibration, 0 to 1; None
+    of a scorer that estimates another thing. Without a calibration map it is the value.
+    """
 
     value: float
     label_mass: float | None = None
     computed_tokens: int = 0
+    raw: float | None = None
 
 
 class ScoringFailed(Exception):
@@ -95,6 +102,7 @@ class SelfEvaluationScorer:
     end_ids: tokens that end a turn; taken off a finished response, as `question` has its own.
     min_label_mass: below this on every response of a call the model is not answering the question, and that is a
         failure: its scores would mean nothing.
+    calibration: from the raw score to the value; None leaves it as it is.
     Source: arXiv 2410.02725, sections on self-evaluation; reading the labels from one call, `reference` in README.md.
     """
 
@@ -104,9 +112,14 @@ class SelfEvaluationScorer:
     labels: Labels
     end_ids: frozenset[int] = frozenset()
     min_label_mass: float = MIN_LABEL_MASS
+    calibration: CalibrationMap | None = None
     name: str = ScorerName.SELF_EVALUATION.value
-    top_logprobs: int | None = None
     readout_ids: TokenIds = ()
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """0 where the calibration reads the response's own log-probabilities."""
+        return logprobs_for(self.calibration)
 
     async def score(self, partials: Sequence[Partial]) -> tuple[Score, ...]:
         """Return P(win or tie) per response, from one call of the engine. Raises `ScoringFailed`."""
@@ -120,9 +133,9 @@ class SelfEvaluationScorer:
         if len(readings) != len(sequences):
             raise ScoringFailed(f"{len(readings)} readings for {len(sequences)} responses")
         scores = []
-        for reading in readings:
+        for partial, reading in zip(partials, readings, strict=True):
             evaluation = self.labels.evaluate(reading.logprobs)
-            scores.append(Score(evaluation.p_win_or_tie, evaluation.label_mass, reading.computed_tokens))
+            scores.append(_score(evaluation, partial, self.calibration, reading.computed_tokens))
         mass = max((score.label_mass or 0.0 for score in scores), default=1.0)
         if mass < self.min_label_mass:
             raise ScoringFailed(f"the model does not answer the question: label mass at most {mass:.2g}")
@@ -139,12 +152,19 @@ class SelfEvaluationScorer:
 class ReadOutScorer:
     """P(win or tie) read off generation itself: the labels' log-probabilities at the latest token. No call at all.
 
-    For checkpoints that were trained to carry it there (after ZIP-RC, arXiv 2512.01457).
+    For checkpoints that were trained to carry it there (after ZIP-RC, arXiv 2512.01457). It comes from the logits that
+    the token was drawn from, so it has seen every token but that one. Its label mass is tiny by training, and no sign
+    of anything. calibration: from the raw score to the value; None leaves it as it is.
     """
 
     labels: Labels
+    calibration: CalibrationMap | None = None
     name: str = ScorerName.READ_OUT.value
-    top_logprobs: int | None = None
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """0 where the calibration reads the response's own log-probabilities."""
+        return logprobs_for(self.calibration)
 
     @property
     def readout_ids(self) -> TokenIds:
@@ -157,8 +177,7 @@ class ReadOutScorer:
         for partial in partials:
             if not partial.readouts:
                 raise ScoringFailed("the candidate's stream carries no read-out of the label tokens")
-            evaluation = self.labels.evaluate(partial.readouts[-1])
-            scores.append(Score(evaluation.p_win_or_tie, evaluation.label_mass))
+            scores.append(_score(self.labels.evaluate(partial.readouts[-1]), partial, self.calibration))
         return tuple(scores)
 
 
@@ -199,6 +218,11 @@ class GroupConfidenceScorer:
         return lowest_group_confidence(partial.top_logprobs, self.window)
 
 
+def logprobs_for(calibration: CalibrationMap | None) -> int | None:
+    """Return the `top_logprobs` that a calibration needs: 0 where it reads the tokens' own, else None."""
+    return 0 if calibration is not None and calibration.reads_log_probabilities else None
+
+
 def mean_probability(partial: Partial) -> float:
     """Return exp(mean log p) over a response's tokens, 0 for an empty one. Raises `ScoringFailed` without any."""
     if not partial.token_ids:
@@ -222,6 +246,18 @@ def lowest_group_confidence(top_logprobs: Sequence[Sequence[float]], window: int
         group += entering - leaving
         lowest = min(lowest, group)
     return max(0.0, lowest / size)
+
+
+def _score(
+    evaluation: SelfEvaluation, partial: Partial, calibration: CalibrationMap | None, computed_tokens: int = 0
+) -> Score:
+    value = raw = evaluation.p_win_or_tie
+    if calibration is not None:
+        try:
+            value = calibration.apply(evaluation.log_odds, partial)
+        except LogProbabilitiesMissing as error:
+            raise ScoringFailed(str(error)) from error
+    return Score(value, evaluation.label_mass, computed_tokens, raw)
 
 
 def _any_of(logprobs: Sequence[float]) -> float:

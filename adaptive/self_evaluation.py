@@ -35,30 +35,32 @@ LITERAL_QUESTION: Final = SelfEvaluationQuestion(
 
 @dataclass(frozen=True, slots=True)
 class SelfEvaluation:
-    """A score. Both numbers lie in [0, 1].
+    """A score. The first two numbers lie in [0, 1].
 
     p_win_or_tie: chance that a fresh response would not be better, given that the answer is one of the two labels.
     label_mass: chance that it is one of the two at all; where that is tiny the score means nothing.
+    log_odds: of p_win_or_tie, natural; exact where p rounds to 0 or 1, and infinite where one label is impossible.
     """
 
     p_win_or_tie: float
     label_mass: float
+    log_odds: float
 
 
 def self_evaluate(logprob_win_or_tie: float, logprob_loss: float) -> SelfEvaluation:
     """Return the score for the natural log-probabilities of the two labels, over the full vocabulary.
 
-    Two impossible labels (both minus infinity) give 0.5 with a label mass of 0: nothing was said either way.
-    Raises `ValueError` for what cannot be a log-probability: NaN, or more than zero.
+    Two impossible labels (both minus infinity) give 0.5 (log-odds 0) with a label mass of 0: nothing was said either
+    way. Raises `ValueError` for what cannot be a log-probability: NaN, or more than zero.
     """
     for logprob in (logprob_win_or_tie, logprob_loss):
         if math.isnan(logprob) or logprob > _ROUNDING:
             raise ValueError(f"{logprob} is no log-probability; they are at most 0. Ask for raw_logprobs.")
     larger = max(logprob_win_or_tie, logprob_loss)
     if larger == -math.inf:
-        return SelfEvaluation(p_win_or_tie=0.5, label_mass=0.0)
+        return SelfEvaluation(p_win_or_tie=0.5, label_mass=0.0, log_odds=0.0)
     # Relative to the larger one: far below zero both exponentials would be 0, and their ratio undefined.
     win_or_tie = math.exp(logprob_win_or_tie - larger)
     loss = math.exp(logprob_loss - larger)
     mass = min(1.0, math.exp(logprob_win_or_tie) + math.exp(logprob_loss))
-    return SelfEvaluation(p_win_or_tie=win_or_tie / (win_or_tie + loss), label_mass=mass)
+    return SelfEvaluation(win_or_tie / (win_or_tie + loss), mass, logprob_win_or_tie - logprob_loss)

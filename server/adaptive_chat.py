@@ -240,9 +240,10 @@ class ChatRun:
             case ScorerName.SELF_EVALUATION:
                 return ChatSelfEvaluation(engine, self._services.tokens)
             case ScorerName.READ_OUT:
-                labels = self._services.tokens.read_out(engine.request.model)
+                tokens, model = self._services.tokens, engine.request.model
+                labels = tokens.read_out(model)
                 if labels is not None:
-                    return ReadOutScorer(labels)
+                    return ReadOutScorer(labels, tokens.read_out_calibration(model))
                 # The plan refuses it for every model that is served: so what is served is not known, or this is not.
                 if self._services.profile() is None:
                     raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")

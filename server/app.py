@@ -158,7 +158,11 @@ def create_app(settings: Settings) -> PreambleApp:
     )
     rest.include_router(
         policy_routes.build_router(
-            store=store, identify=callers.identify, default=settings.policy, reward_model=reward is not None
+            store=store,
+            identify=callers.identify,
+            default=settings.policy,
+            default_from=settings.policy_from,
+            reward_model=reward is not None,
         )
     )
     rest.include_router(key_routes.build_router(store=store, identify=callers.identify))

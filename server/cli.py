@@ -28,6 +28,7 @@ from server.cli_options import (
     EngineArgs,
     EnginePort,
     Model,
+    PolicyFileOption,
     Upstream,
     of_setting,
 )
@@ -114,6 +115,7 @@ def serve_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     workers: Annotated[str | None, of_setting("workers")] = None,
     auth: Annotated[str | None, of_setting("auth")] = None,
     system_role: Annotated[str | None, of_setting("system_role")] = None,
+    policy_file: PolicyFileOption = None,
     model: Model = None,
     engine_port: EnginePort = None,
     engine_args: EngineArgs = None,
@@ -148,6 +150,7 @@ def serve_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         engine_port=engine_port,
         engine_args=engine_args,
         system_role=system_role,
+        policy_file=policy_file,
         data_dir=data_dir,
         cache_dir=cache_dir,
         database_url=database_url,
@@ -187,6 +190,7 @@ def engine_command(
 @app.command(name="doctor")
 def doctor_command(
     upstream: Upstream = None,
+    policy_file: PolicyFileOption = None,
     config: Config = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -196,7 +200,9 @@ def doctor_command(
     from server.doctor import examine, print_report  # noqa: PLC0415 -- `serve` should not wait for it
 
     report = examine(
-        lambda: load_settings(config=config, upstream=upstream, data_dir=data_dir, database_url=database_url)
+        lambda: load_settings(
+            config=config, upstream=upstream, policy_file=policy_file, data_dir=data_dir, database_url=database_url
+        )
     )
     print_report(report, Console(), as_json=as_json)
     raise typer.Exit(report.exit_status)

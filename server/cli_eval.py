@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from adaptive.policy import ScorerName
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
 from server.settings import load_settings
 
@@ -26,6 +27,9 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     seed: Annotated[int, typer.Option(help="Where all seeds are derived from.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Candidates at a time.")] = 32,
     checkpoints: Annotated[str, typer.Option(help="Where candidates are scored, in tokens.")] = "32,64,128,256",
+    scorers: Annotated[
+        str, typer.Option(help="Who judges, by name, with commas between; all: whoever can. group_confidence is slow.")
+    ] = "all",
     thresholds: Annotated[
         str, typer.Option(help="Of adaptive sampling; auto: at quantiles of the scores, and the default policy's.")
     ] = "auto",
@@ -41,6 +45,13 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the report goes. Unset: results/eval-<DATASET>.")
     ] = None,
+    rescore: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Score the candidates of this recording, with its temperature and length; sample none. Needs --out.",
+        ),
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Report on the candidates that are there; ask no upstream.")
     ] = False,
@@ -55,6 +66,8 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     """
     from server.eval_command import Options, run_eval  # noqa: PLC0415 -- `serve` should not wait for it
 
+    if rescore is not None:
+        _check_rescore(rescore, out, report_only=report_only)
     settings = load_settings(
         config=config,
         upstream=upstream,
@@ -71,11 +84,13 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         temperature=temperature,
         seed=seed,
         concurrency=concurrency,
-        checkpoints=_checkpoints(checkpoints),
+        checkpoints=parse_checkpoints(checkpoints),
+        scorers=_scorers(scorers),
         thresholds=_thresholds(thresholds),
         prefill_weight=prefill_weight,
         cache=cache,
         out=out,
+        rescore=rescore,
         report_only=report_only,
         as_json=as_json,
     )
@@ -83,7 +98,8 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     run_eval(settings, options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
 
 
-def _checkpoints(text: str) -> tuple[int, ...]:
+def parse_checkpoints(text: str) -> tuple[int, ...]:
+    """Return the checkpoints in `32,64`, ascending. Raises `typer.BadParameter`."""
     try:
         found = sorted({int(each) for each in text.split(",")})
     except ValueError:
@@ -93,6 +109,26 @@ def _checkpoints(text: str) -> tuple[int, ...]:
             f"{text!r}: write whole numbers of tokens, 1 or more: 32,64,128", param_hint="--checkpoints"
         )
     return tuple(found)
+
+
+def _scorers(text: str) -> tuple[ScorerName, ...] | None:
+    if text == "all":
+        return None
+    names = [each.strip() for each in text.split(",")]
+    wrong = [name for name in names if name not in set(ScorerName)]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(ScorerName)}", param_hint="--scorers")
+    return tuple(each for each in ScorerName if each in names)
+
+
+def _check_rescore(rescore: Path, out: Path | None, *, report_only: bool) -> None:
+    hint = "--rescore"
+    if report_only:
+        raise typer.BadParameter("asks the upstream for scores; leave out --report-only", param_hint=hint)
+    if out is None:
+        raise typer.BadParameter("needs --out DIR: every way of scoring has a directory of its own", param_hint=hint)
+    if not rescore.is_file():
+        raise typer.BadParameter(f"{rescore} is no file; name a candidates.jsonl", param_hint=hint)
 
 
 def _thresholds(text: str) -> tuple[float, ...]:

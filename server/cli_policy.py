@@ -11,8 +11,9 @@ import typer
 from server.cli_options import AsJson, Config, DatabaseUrl, DataDir
 from server.errors import NotFound
 from server.identity import DEFAULT_USER
-from server.policy import read_fields, resolve, to_content
+from server.policy import read_fields, resolve, to_content, to_text
 from server.policy_wire import SAID, to_plain
+from server.records import UserPolicy
 from server.settings import Settings, load_settings
 from server.store import Store
 
@@ -35,15 +36,16 @@ def show(
         policy = store.find_policy(user)
     if policy is None:
         raise NotFound(f"{user} has no policy. Give one: preamble policy set --user {user} mode=adaptive,n_max=8")
-    plain = to_plain(policy, settings.policy, reward_model=settings.reward_upstream is not None)
+    plain = _plain(policy, settings)
     if as_json:
         typer.echo(json.dumps(plain))
         return
-    typer.echo(f"{policy.tag} of {user}: {_line(plain[SAID])}\n")
+    typer.echo(f"{policy.tag} of {user}: {to_text(plain[SAID])}\n")
     if plain["problem"] is not None:
         typer.echo(f"It cannot be followed: {plain['problem']}")
         return
-    typer.echo("With the server's default after it, a request that says nothing itself gets:")
+    after = f"With the server's default after it (from: {plain['default_from']})"
+    typer.echo(f"{after}, a request that says nothing itself gets:")
     for name, value in plain["effective"].items():
         if value is not None:
             typer.echo(f"  {name} = {json.dumps(value)}")
@@ -64,11 +66,11 @@ def set_fields(
     resolve(settings.policy, ("", read), reward_model=settings.reward_upstream is not None)
     with Store.open(settings.store_url) as store:
         policy, changed = store.put_policy(user, to_content(read))
-    plain = to_plain(policy, settings.policy, reward_model=settings.reward_upstream is not None)
+    plain = _plain(policy, settings)
     if as_json:
         typer.echo(json.dumps({**plain, "changed": changed}))
         return
-    typer.echo(f"{policy.tag} of {user} {'holds now' if changed else 'said the same already'}: {_line(plain[SAID])}")
+    typer.echo(f"{policy.tag} of {user} {'holds now' if changed else 'said the same already'}: {to_text(plain[SAID])}")
 
 
 @policy_app.command()
@@ -85,10 +87,10 @@ def clear(
     typer.echo(json.dumps({"user": user, "deleted": True}) if as_json else f"{user} has no policy any more.")
 
 
+def _plain(policy: UserPolicy, settings: Settings) -> dict[str, Any]:
+    reward_model = settings.reward_upstream is not None
+    return to_plain(policy, settings.policy, default_from=settings.policy_from, reward_model=reward_model)
+
+
 def _settings(config: Path | None, data_dir: str | None, database_url: str | None) -> Settings:
     return load_settings(config=config, data_dir=data_dir, database_url=database_url)
-
-
-def _line(said: dict[str, Any]) -> str:
-    pairs = (f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in said.items())
-    return ", ".join(pairs) or "no field"

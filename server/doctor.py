@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from server.checks import Check, Report, Status, failed, ok
-from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store, store_exists
+from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store, store_exists, tell_policy
 from server.doctor_reward import check_reward
 from server.doctor_upstream import check_upstream
 from server.engine import engine_available
@@ -36,6 +36,7 @@ def examine(load: Callable[[], Settings]) -> Report:
     store, *disk = check_store(settings)
     usable = store.status is Status.OK and store_exists(settings)
     checks += [store, *disk, check_keys(settings, store_usable=usable), check_secret(settings)]
+    checks += [tell_policy(settings)]
     if settings.upstream is None:
         checks += [check_self_evaluation(settings), _check_engine(settings)]
     else:

@@ -13,6 +13,7 @@ from server import migrations
 from server.checks import Check, failed, ok, warning
 from server.errors import StoreUnavailable
 from server.identity import SECRET_FILE, load_or_create_secret
+from server.policy import to_text
 from server.probe import UpstreamModel
 from server.self_evaluation_config import SelfEvaluationConfigError, in_force, read_config
 from server.settings import Settings
@@ -78,7 +79,17 @@ def check_self_evaluation(settings: Settings) -> Check:
         if file is not None:
             return failed(name, str(error), "Correct the file, or the setting self_evaluation.")
         return warning(name, f"{error} The literal question is in force.", "Correct the file.")
-    return ok(name, f"By {config.name}.")
+    return ok(name, f"By {config.name}. {config.about_calibration}")
+
+
+def tell_policy(settings: Settings) -> Check:
+    """Return what the server's default policy is and which setting says it; a wrong one is no valid setting."""
+    name, fields = "default policy", to_text(settings.policy.said())
+    if settings.policy_file is not None:
+        return ok(name, f"From {settings.policy_file.path} (policy_file): {fields}.")
+    if settings.policy_from == "policy":
+        return ok(name, f"From the setting policy: {fields}.")
+    return ok(name, "Off: neither policy nor policy_file is set, so only who asks for sampling gets it.")
 
 
 def _check_file(settings: Settings, file: Path) -> Check:

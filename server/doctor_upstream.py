@@ -31,8 +31,6 @@ from server.settings import Settings
 
 # Reuse is by whole blocks: with larger ones a short constitution is computed again for every request.
 _LARGEST_SENSIBLE_BLOCK: Final = 64
-# Below this the model answers something else than the question, and the score is noise.
-_LEAST_LABEL_MASS: Final = 0.01
 _SELF_EVALUATION: Final = "self-evaluation"
 _TINY_CHAT: Final = (
     {"role": "user", "content": "What is the capital of France?"},
@@ -204,8 +202,9 @@ class _Examination:
                 remedy = "Take the token ids from this model's own tokenizer, or run doctor again if it was busy."
                 return warning(name, f"The answer to {config.name} could not be read: {why}", remedy)
         score = question.labels.evaluate(read[0].logprobs if read[0] is not None else ())
-        found = f"By {config.name}: P(win or tie) {score.p_win_or_tie:.2f}, label mass {score.label_mass:.3f}"
-        if score.label_mass < _LEAST_LABEL_MASS:
+        raw = " before calibration" if config.calibration is not None else ""
+        found = f"By {config.name}: P(win or tie) {score.p_win_or_tie:.2f}{raw}, label mass {score.label_mass:.3f}"
+        if score.label_mass < config.min_label_mass:
             remedy = "Use a larger model, or one trained to evaluate itself."
             return warning(name, f"{found}: the model does not answer the question.", remedy)
         if not question.ends_the_turn:
@@ -214,7 +213,6 @@ class _Examination:
                 name, f"{found}; its suffix begins with token {question.suffix[0]}, not with the turn's end.", remedy
             )
         if config.read_out is None and self.settings.policy.said().get("scorer") is ScorerName.READ_OUT:
-            remedy = "Set another scorer in the setting policy, or give the read-out's labels."
+            remedy = f"Set another scorer in the setting {self.settings.policy_from}, or give the read-out's labels."
             return warning(name, f"{found}; the default policy's scorer is read_out, and no labels are known.", remedy)
-        read_out = "" if config.read_out is None else " Its read-out's labels are known too."
-        return ok(name, f"{found}, for one tiny answer.{read_out}")
+        return ok(name, f"{found}, for one tiny answer. {config.about_calibration}")

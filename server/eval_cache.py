@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,7 +53,7 @@ class RecordingFile:
         os.write(self._descriptor, recording.to_line().encode() + b"\n")
         self.recordings[recording.key] = recording
 
-    def has(self, key: str, checkpoints: tuple[int, ...]) -> bool:
-        """Return True for a candidate that was scored at all of these checkpoints."""
+    def has(self, key: str, checkpoints: Collection[int], scorers: Collection[str] = ()) -> bool:
+        """Return True for a candidate that was scored at all of these checkpoints by all of these scorers."""
         found = self.recordings.get(key)
-        return found is not None and set(checkpoints) <= set(found.checkpoints)
+        return found is not None and set(checkpoints) <= set(found.checkpoints) and set(scorers) <= set(found.scorers)

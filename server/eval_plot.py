@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive.evaluation.statistics import Estimate
-from adaptive.evaluation.strategies import Family
+from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, Family
 from adaptive.evaluation.study import PairAccuracy, Row
-from adaptive.policy import ScorerName
 from server.eval_report import Report
 
 
@@ -31,20 +30,26 @@ _FAMILIES: Final = {
     Family.ORACLE: _Style("#009E73", "^"),
     Family.RANDOM: _Style("#999999", "v", ":"),
     Family.SELF_EVALUATION: _Style("#0072B2", "o"),
+    Family.READ_OUT: _Style("#D55E00", "h"),
     Family.MEAN_LOG_PROBABILITY: _Style("#E69F00", "s"),
     Family.GROUP_CONFIDENCE: _Style("#CC79A7", "D"),
-    Family.ADAPTIVE: _Style("#D55E00", "X"),
-    Family.PRUNED: _Style("#56B4E9", "P", ""),
+    Family.ADAPTIVE_SELF_EVALUATION: _Style("#0072B2", "X", "--"),
+    Family.ADAPTIVE_READ_OUT: _Style("#D55E00", "X", "--"),
+    Family.PRUNED_SELF_EVALUATION: _Style("#0072B2", "P", ""),
+    Family.PRUNED_READ_OUT: _Style("#D55E00", "P", ""),
+    Family.PRUNED_MEAN_LOG_PROBABILITY: _Style("#E69F00", "P", ""),
+    Family.PRUNED_GROUP_CONFIDENCE: _Style("#CC79A7", "P", ""),
     Family.DEFAULT: _Style("#8B0000", "*", ""),
     Family.ONE_SAMPLE: _Style("#000000", "*", ""),
 }
 # Whether the labels go above the points; the other families are at the same n, or have one point.
-_LABELLED: Final = {Family.ORACLE: True, Family.ADAPTIVE: True, Family.PRUNED: False}
-_SCORERS: Final = {
-    ScorerName.SELF_EVALUATION.value: _FAMILIES[Family.SELF_EVALUATION],
-    ScorerName.MEAN_LOG_PROBABILITY.value: _FAMILIES[Family.MEAN_LOG_PROBABILITY],
-    ScorerName.GROUP_CONFIDENCE.value: _FAMILIES[Family.GROUP_CONFIDENCE],
+_LABELLED: Final = {
+    Family.ORACLE: True,
+    **dict.fromkeys(ADAPTIVE.values(), True),
+    Family.PRUNED_SELF_EVALUATION: False,
+    Family.PRUNED_READ_OUT: False,
 }
+_SCORERS: Final = {scorer.value: _FAMILIES[family] for scorer, family in BEST_OF.items()}
 
 
 def draw(report: Report) -> bytes:
@@ -83,7 +88,7 @@ def _quality(
         axes.errorbar(
             [row.total.value for row in found],
             [100 * figures_of(row)[0].value for row in found],
-            yerr=_bars([figures_of(row)[1] for row in found]),
+            yerr=bars([figures_of(row)[1] for row in found]),
             color=style.colour,
             marker=style.marker,
             linestyle=style.line or "none",
@@ -95,11 +100,11 @@ def _quality(
         )
         for row in found if family in _LABELLED else ():
             place = (row.total.value, 100 * figures_of(row)[0].value)
-            text = f"{row.strategy.policy.threshold:.2f}" if family is Family.ADAPTIVE else row.strategy.label
+            text = f"{row.strategy.policy.threshold:.2f}" if family in ADAPTIVE.values() else row.strategy.label
             _label(axes, text, place, style.colour, above=_LABELLED[family])
     axes.set(xlabel="tokens per prompt, scoring included", xlim=(0, None), ylim=(0, None))
     axes.set_ylabel(f"{what}\n(bars: 95 % of the difference from one sample; band: 95 % of one sample)", fontsize=9)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, *, above: bool) -> None:
@@ -125,7 +130,7 @@ def _ranking(axes: Axes, pairs: Sequence[PairAccuracy], what: str) -> None:
         axes.errorbar(
             [place + 0.08 * (shift - 1) for place in range(len(places))],
             [100 * accuracy.value for accuracy in accuracies],
-            yerr=_bars(accuracies),
+            yerr=bars(accuracies),
             color=style.colour,
             marker=style.marker,
             capsize=3,
@@ -141,17 +146,18 @@ def _ranking(axes: Axes, pairs: Sequence[PairAccuracy], what: str) -> None:
     count = "" if counted is None else f"; {counted.pairs} pairs of {counted.prompts} prompts, bars: 95 %"
     axes.set_xticks(range(len(places)), ["the whole" if place is None else str(place) for place in places])
     axes.set(xlabel=f"tokens of the reply that were judged{count}", ylabel=f"ranked higher: {what}")
-    _tidy(axes)
+    tidy(axes)
 
 
-def _bars(shares: Sequence[Estimate]) -> list[list[float]]:
+def bars(shares: Sequence[Estimate]) -> list[list[float]]:
     """Return how far the intervals reach down and up, in points."""
     below = [100 * (each.value - (each.value if each.low is None else each.low)) for each in shares]
     above = [100 * ((each.value if each.high is None else each.high) - each.value) for each in shares]
     return [[max(0.0, each) for each in below], [max(0.0, each) for each in above]]
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Leave of the frame only what is needed to read it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#eeeeee", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -137,6 +137,14 @@ def parse_text(text: str) -> dict[str, Any]:
     return found
 
 
+def to_text(said: Mapping[str, Any]) -> str:
+    """Return fields as people read and write them: `mode=adaptive, n_max=8`."""
+    pairs = (
+        f"{name}={value if isinstance(value, str) else orjson.dumps(value).decode()}" for name, value in said.items()
+    )
+    return ", ".join(pairs) or "no field"
+
+
 def to_content(fields: PolicyFields) -> str:
     """Return the fields that were said as the store keeps them: JSON, the same text for the same fields."""
     return orjson.dumps(fields.said()).decode()

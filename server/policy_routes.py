@@ -22,12 +22,15 @@ _MAX_BYTES: Final = 16 * 1024
 IfMatch = Annotated[str | None, Header(description="The ETag of the policy that the change builds on; `*` for any.")]
 
 
-def build_router(*, store: Store, identify: IdentifyCaller, default: PolicyFields, reward_model: bool) -> APIRouter:
+def build_router(
+    *, store: Store, identify: IdentifyCaller, default: PolicyFields, default_from: str, reward_model: bool
+) -> APIRouter:
     """Return the routes.
 
-    `identify` tells who is calling; `default` is the server's policy; reward_model: it has one to select by.
+    `identify` tells who is calling; `default` is the server's policy, default_from: what says it; reward_model: it has
+    one to select by.
     """
-    endpoints = _Endpoints(store, identify, default, reward_model)
+    endpoints = _Endpoints(store, identify, default, default_from, reward_model)
     router = APIRouter(tags=["Policies"], dependencies=caller_parameters())
     endpoints.add_to(router, "/v1/policy")
     endpoints.add_to(router, "/v1/users/{user}/policy", Depends(_user_parameter))
@@ -47,6 +50,7 @@ class _Endpoints:
     store: Store
     identify: IdentifyCaller
     default: PolicyFields
+    default_from: str
     reward_model: bool
 
     def add_to(self, router: APIRouter, prefix: str, *dependencies: Any) -> None:
@@ -105,5 +109,7 @@ class _Endpoints:
             "cache-control": "private, no-cache",
             "vary": "authorization, x-api-key, x-preamble-user",
         }
-        content = orjson.dumps(policy_wire.to_plain(policy, self.default, reward_model=self.reward_model))
-        return Response(content, status_code=status, media_type="application/json", headers=headers)
+        plain = policy_wire.to_plain(
+            policy, self.default, default_from=self.default_from, reward_model=self.reward_model
+        )
+        return Response(orjson.dumps(plain), status_code=status, media_type="application/json", headers=headers)

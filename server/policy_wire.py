@@ -25,6 +25,7 @@ _EXAMPLE: Final[dict[str, Any]] = {
     SAID: {"mode": "adaptive", "n_max": 4},
     "effective": {**PolicyFields().model_dump(mode="json"), "n_max": 4},
     "problem": None,
+    "default_from": "policy_file (policy.json)",
 }
 
 
@@ -44,10 +45,14 @@ class PolicyBody(BaseModel):
         "do not go together any more."
     )
     problem: str | None = Field(None, description="Why there is no effective policy.")
+    default_from: str = Field(
+        description="What says the server's default: the setting policy, or policy_file with the file's name; default: "
+        "neither, and it is off."
+    )
 
 
-def to_plain(policy: UserPolicy, default: PolicyFields, *, reward_model: bool) -> dict[str, Any]:
-    """Return a policy as `PolicyBody` describes it; `default` is the server's.
+def to_plain(policy: UserPolicy, default: PolicyFields, *, default_from: str, reward_model: bool) -> dict[str, Any]:
+    """Return a policy as `PolicyBody` describes it; `default` is the server's, default_from: what says it.
 
     reward_model: the server has one to select by. Raises `StoreUnavailable` if damaged.
     """
@@ -69,6 +74,7 @@ def to_plain(policy: UserPolicy, default: PolicyFields, *, reward_model: bool) -
         SAID: orjson.loads(policy.content),
         "effective": effective,
         "problem": problem,
+        "default_from": default_from,
     }
 
 

@@ -10,6 +10,15 @@ A JSON file `preamble_self_evaluation.json` beside the checkpoint's weights, wri
 question: asked in a user turn after the response. win_or_tie, loss: the labels, each spelling one token of the model.
 suffix_ids: all that follows the response, from the token that ends the assistant's turn up to where the label is read.
 read_out: labels that can be read at every generated token, for the scorer `read_out`.
+
+Beside the question, and good for the literal one too where that is left out:
+
+    "min_label_mass": 0.001, "calibration": {"features": ["log_odds"], "buckets": [
+        {"up_to": 48, "weights": [0.4], "bias": -0.1, "knots": [[-3, 0.1], [3, 0.8]]},
+        {"final": true, "weights": [0.9], "bias": 0, "knots": [[-3, 0.05], [3, 0.95]]}]}
+
+min_label_mass: 0 to 1; below it the model is taken not to answer the question. calibration: the map from raw scores to
+probabilities, see `adaptive.calibration`; `read_out` may have its own of the same form, `read_out.calibration`.
 """
 
 from __future__ import annotations
@@ -23,8 +32,9 @@ from typing import Any, Final
 
 import structlog
 
+from adaptive.calibration import CalibrationError, CalibrationMap
 from adaptive.engine import TokenIds
-from adaptive.scoring import Labels
+from adaptive.scoring import MIN_LABEL_MASS, Labels
 from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion
 from server.probe import UpstreamModel, UpstreamProfile
 
@@ -36,6 +46,7 @@ MAX_LABELS: Final = 128
 _TEXT: Final = ("question", "win_or_tie", "loss")
 _IDS: Final = ("suffix_ids", "win_or_tie_ids", "loss_ids")
 _READ_OUT: Final = ("win_or_tie_ids", "loss_ids")
+_ALONE: Final = ("read_out", "calibration", "min_label_mass")
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -55,17 +66,30 @@ class QuestionIds:
 class SelfEvaluationConfig:
     """How a model is asked about its responses. read_out: labels at every token, None if it was not trained to.
 
-    file: where it is written, None for the literal question, which any model is asked.
+    file: where it is written, None for the literal question, which any model is asked. min_label_mass: of the question.
+    calibration, read_out_calibration: of the question's scores and of the read-out's, None where they are taken raw.
     """
 
     question: SelfEvaluationQuestion | QuestionIds = LITERAL_QUESTION
     read_out: Labels | None = None
     file: Path | None = None
+    min_label_mass: float = MIN_LABEL_MASS
+    calibration: CalibrationMap | None = None
+    read_out_calibration: CalibrationMap | None = None
 
     @property
     def name(self) -> str:
         """What people are told is in force."""
         return "the literal question" if self.file is None else str(self.file)
+
+    @property
+    def about_calibration(self) -> str:
+        """What people are told of whether its scores can be taken for probabilities."""
+        question, read_out = (
+            "not calibrated" if each is None else "calibrated" for each in (self.calibration, self.read_out_calibration)
+        )
+        said = f"Its scores are {question}."
+        return said if self.read_out is None else f"{said} Its read-out's labels are known too, and {read_out}."
 
 
 LITERAL: Final = SelfEvaluationConfig()
@@ -159,7 +183,14 @@ class SelfEvaluationConfigs:
         except SelfEvaluationConfigError as error:
             log.warning("self_evaluation_config_ignored", model=model.name, problem=str(error))
             return LITERAL
-        log.info("self_evaluation", model=model.name, in_force=config.name, read_out=config.read_out is not None)
+        log.info(
+            "self_evaluation",
+            model=model.name,
+            in_force=config.name,
+            calibrated=config.calibration is not None,
+            read_out=config.read_out is not None,
+            read_out_calibrated=config.read_out_calibration is not None,
+        )
         return config
 
 
@@ -174,20 +205,25 @@ class _Reader:
         written = value.get("format")
         if written != FORMAT or isinstance(written, bool):
             raise self._wrong("format", f"is {written!r}; this version of Preamble reads {FORMAT}")
-        self._no_others(value, ("format", *_TEXT, *_IDS, "read_out"), "")
-        read_out = self._read_out(value.get("read_out"))
+        self._no_others(value, ("format", *_TEXT, *_IDS, *_ALONE), "")
+        read_out, read_out_calibration = self._read_out(value.get("read_out"))
+        about = SelfEvaluationConfig(
+            read_out=read_out,
+            min_label_mass=self._share(value.get("min_label_mass", MIN_LABEL_MASS), "min_label_mass"),
+            calibration=self._calibration(value.get("calibration"), "calibration"),
+            read_out_calibration=read_out_calibration,
+        )
         text, ids = ([name for name in names if name in value] for names in (_TEXT, _IDS))
         if text and ids:
             raise self._wrong(ids[0], f"stands beside {text[0]!r}; give the question as text or as token ids, not both")
         if not text and not ids:
-            if read_out is None:
+            if not any(value.get(name) is not None for name in _ALONE):
                 raise self._wrong("question", f"is missing; give {', '.join(_TEXT)}, or {', '.join(_IDS)}")
-            return SelfEvaluationConfig(read_out=read_out)
+            return about
         for name in _IDS if ids else _TEXT:
             if name not in value:
                 raise self._wrong(name, f"is missing; it goes with {(ids or text)[0]!r}")
-        question = self._question_ids(value) if ids else self._question(value)
-        return SelfEvaluationConfig(question, read_out)
+        return replace(about, question=self._question_ids(value) if ids else self._question(value))
 
     def _question(self, value: Mapping[str, Any]) -> SelfEvaluationQuestion:
         text = value["question"]
@@ -200,16 +236,27 @@ class _Reader:
     def _question_ids(self, value: Mapping[str, Any]) -> QuestionIds:
         return QuestionIds(self._token_ids(value["suffix_ids"], "suffix_ids"), self._labels(value, ""))
 
-    def _read_out(self, value: Any) -> Labels | None:
+    def _read_out(self, value: Any) -> tuple[Labels | None, CalibrationMap | None]:
         if value is None:
-            return None
+            return None, None
         if not isinstance(value, dict):
             raise self._wrong("read_out", f"must be an object with {' and '.join(_READ_OUT)}")
-        self._no_others(value, _READ_OUT, "read_out.")
+        self._no_others(value, (*_READ_OUT, "calibration"), "read_out.")
         for name in _READ_OUT:
             if name not in value:
                 raise self._wrong(f"read_out.{name}", "is missing; give the token ids of both labels")
-        return self._labels(value, "read_out.")
+        return self._labels(value, "read_out."), self._calibration(value.get("calibration"), "read_out.calibration")
+
+    def _calibration(self, value: Any, field: str) -> CalibrationMap | None:
+        try:
+            return None if value is None else CalibrationMap.from_plain(value, field)
+        except CalibrationError as error:
+            raise self._wrong(error.field, error.problem) from error
+
+    def _share(self, value: Any, field: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise self._wrong(field, f"is {value!r}; it is a number from 0 to 1")
+        return float(value)
 
     def _labels(self, value: Mapping[str, Any], within: str) -> Labels:
         labels = Labels(*(self._token_ids(value[name], within + name) for name in _READ_OUT))

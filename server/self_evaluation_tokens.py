@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+from adaptive.calibration import CalibrationMap
 from adaptive.engine import TokenIds
-from adaptive.scoring import Labels, ScoringFailed
+from adaptive.scoring import MIN_LABEL_MASS, Labels, ScoringFailed
 from adaptive.self_evaluation import SelfEvaluationQuestion
 from server.errors import UpstreamError
 from server.self_evaluation_config import LITERAL, QuestionIds, SelfEvaluationConfig
@@ -39,11 +40,14 @@ class QuestionTokens:
     """suffix: from the end of the assistant's turn to the beginning of the model's answer.
 
     turn_end: the token that the template puts after an assistant's turn, None where only the suffix says it.
+    min_label_mass, calibration: of the configuration.
     """
 
     suffix: TokenIds
     labels: Labels
     turn_end: int | None = None
+    min_label_mass: float = MIN_LABEL_MASS
+    calibration: CalibrationMap | None = None
 
     @property
     def end_id(self) -> int:
@@ -84,18 +88,27 @@ class SelfEvaluationTokens:
             self._known.clear()
         known = self._known.get(model)
         if known is None:
-            question = self._config_of(model).question
-            if isinstance(question, QuestionIds):
-                known = await self._in_ids(model, question)
+            config = self._config_of(model)
+            if isinstance(config.question, QuestionIds):
+                known = await self._in_ids(model, config.question)
             else:
-                known = await self._in_words(model, question)
+                known = await self._in_words(model, config.question)
+            known = replace(known, min_label_mass=config.min_label_mass, calibration=config.calibration)
             if len(self._known) < _REMEMBERED and self._upstream_then is now:
                 self._known[model] = known
         return known
 
+    def calibration(self, model: str | None) -> CalibrationMap | None:
+        """Return the map for the question's scores, as far as it is known without asking anyone."""
+        return self._config_of(model).calibration
+
     def read_out(self, model: str | None) -> Labels | None:
         """Return the labels that ride on the model's own tokens, None if it was not trained for it."""
         return self._config_of(model).read_out
+
+    def read_out_calibration(self, model: str | None) -> CalibrationMap | None:
+        """Return the map for the read-out's scores, None where they are taken raw."""
+        return self._config_of(model).read_out_calibration
 
     async def answered(self, model: str | None, messages: Sequence[object]) -> TokenIds:
         """Return the ids of a chat that ends with, and inside, an answer. Raises `ScoringFailed`."""

@@ -24,22 +24,29 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    InstanceOf,
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from adaptive.errors import PolicyError
 from adaptive.policy import Mode, SelectorName
 from server.policy import PolicyFields, build
+from server.policy_file import PolicyFile, read_policy_file
 
 PREFIX = "PREAMBLE_"
 MASK = "**********"
 _SECRET_CHARS = 16
 _EXPLORATIONS_ONE_IN = 4  # of a worker's concurrent candidates
 _FEWEST_TO_EXPLORE = 2  # the smallest best-of-N
+_TWO_POLICIES = "two_policies"
+# pydantic's type where a default is taken from other settings and one of those is wrong, which has its own line.
+_FOLLOWS_FROM_ANOTHER = "default_factory_not_called"
 
 # user:password@ in a URL, and the value after an engine argument that carries a secret.
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@]*):[^@]*(?=@)")
@@ -53,6 +60,12 @@ class RewardRoute(StrEnum):
     CLASSIFY = "classify"
     POOLING = "pooling"
     SCORE = "score"
+
+
+def _policy_of_file(given: dict[str, Any]) -> PolicyFields:
+    """Return the default policy where the setting `policy` gives none: the file's, else off."""
+    file = given["policy_file"]
+    return file.fields if isinstance(file, PolicyFile) else PolicyFields(mode=Mode.OFF)
 
 
 class SettingsError(Exception):
@@ -116,8 +129,14 @@ class Settings(BaseModel):
     max_constitution_chars: int = Field(16000, ge=1, description="Longest constitution, principle texts together.")
 
     # Adaptive best-of-N.
-    policy: PolicyFields = Field(
-        PolicyFields(mode=Mode.OFF),
+    policy_file: InstanceOf[PolicyFile] | None = Field(
+        None,
+        description="JSON file with the server's default policy, in place of the setting policy; "
+        "`preamble selfeval policy` writes one.",
+    )
+    policy: PolicyFields = Field(  # after policy_file, which gives its default
+        default_factory=_policy_of_file,
+        validate_default=True,
         description="Server's default policy: a TOML table, or text such as mode=adaptive,n_max=8; off without a mode.",
     )
     self_evaluation: Path | None = Field(
@@ -184,6 +203,15 @@ class Settings(BaseModel):
     def _paths_may_begin_with_a_tilde(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser()
 
+    @field_validator("policy_file", mode="before")
+    @classmethod
+    def _policy_file_can_be_followed(cls, value: Any) -> Any:
+        return read_policy_file(Path(value).expanduser()) if isinstance(value, str | Path) else value
+
+    @field_serializer("policy_file")
+    def _policy_file_by_its_path(self, value: PolicyFile | None) -> str | None:
+        return None if value is None else str(value.path)
+
     @field_validator("secret", "admin_key")
     @classmethod
     def _secrets_are_long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -208,10 +236,20 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _one_default_policy(self) -> Self:
+        if self.policy_file is not None and "policy" in self.model_fields_set:
+            raise PydanticCustomError(
+                _TWO_POLICIES,
+                "policy_file: the setting policy says the server's default policy too; leave one of the two out",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_selector_has_its_model(self) -> Self:
         if self.policy.selector is SelectorName.REWARD_MODEL and self.reward_upstream is None:
+            name = "policy" if self.policy_file is None else "policy_file"
             raise ValueError(
-                "policy: the selector 'reward_model' needs one; set reward_upstream to the URL of its vLLM"
+                f"{name}: the selector 'reward_model' needs one; set reward_upstream to the URL of its vLLM"
             )
         return self
 
@@ -259,6 +297,13 @@ class Settings(BaseModel):
     def auth_required(self) -> bool:
         """True when a request without a valid API key is refused."""
         return self.auth == "required" or (self.auth == "auto" and not self.loopback_only)
+
+    @property
+    def policy_from(self) -> str:
+        """Which setting says the server's default policy, without any directory: clients are told."""
+        if self.policy_file is not None:
+            return f"policy_file ({self.policy_file.path.name})"
+        return "policy" if "policy" in self.model_fields_set else "default"
 
     @property
     def worker_candidates(self) -> int:
@@ -333,9 +378,12 @@ def load_settings_with_sources(
             is_line = name == "engine_args" and isinstance(option, str)
             values[name] = _split(str(option), source[name]) if is_line else option
     try:
-        return LoadedSettings(Settings.model_validate(values), source)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(error, source))) from error
+    if settings.policy_file is not None:
+        source["policy"] = f"in {settings.policy_file.path}"
+    return LoadedSettings(settings, source)
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -375,10 +423,14 @@ def _explain(error: ValidationError, source: Mapping[str, str]) -> list[str]:
     """Return one line per wrong setting: its name, where it came from, what is wrong, what to do."""
     lines = []
     for detail in error.errors(include_url=False, include_input=False):
+        if detail["type"] == _FOLLOWS_FROM_ANOTHER:
+            continue
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if not detail["loc"]:
             # A rule over several settings names the one to change in its own words.
             name, _, message = message.partition(": ")
+            if detail["type"] == _TWO_POLICIES:
+                message = message.replace("policy", f"policy ({source.get('policy', 'given')})", 1)
             lines.append(f"{name} ({source.get(name, 'default')}): {message}")
             continue
         name = str(detail["loc"][0])

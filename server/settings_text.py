@@ -41,6 +41,8 @@ def _assignment(settings: Settings, name: str, value: object) -> str:
         return f"# {name} ="
     # What is masked must not be read back as if the asterisks were the secret.
     hidden = isinstance(getattr(settings, name), SecretStr) or MASK in str(value)
+    # Nor the policy of a file, beside the file itself.
+    hidden |= name == "policy" and settings.policy_file is not None
     return f"{'# ' if hidden else ''}{name} = {_toml(value)}"
 
 

@@ -27,7 +27,7 @@ from adaptive.engine import (
     TokenIds,
 )
 from adaptive.policy import ScorerName
-from adaptive.scoring import MIN_LABEL_MASS, Score, ScoringFailed, SelfEvaluationScorer
+from adaptive.scoring import Score, ScoringFailed, SelfEvaluationScorer, logprobs_for
 from server.errors import UpstreamError
 from server.probe import Scoring, cached_tokens
 from server.self_evaluation_tokens import SelfEvaluationTokens
@@ -296,15 +296,19 @@ class VllmEngine:
 class ChatSelfEvaluation:
     """Self-evaluation of a chat: `SelfEvaluationScorer`, once the upstream has said what the prompt's tokens are.
 
-    min_label_mass: as there.
+    min_label_mass: as there; None is what the model's configuration says.
     """
 
     engine: VllmEngine
     tokens: SelfEvaluationTokens
-    min_label_mass: float = MIN_LABEL_MASS
+    min_label_mass: float | None = None
     name: str = ScorerName.SELF_EVALUATION.value
-    top_logprobs: int | None = None
     readout_ids: TokenIds = ()
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """0 where the calibration reads the response's own log-probabilities."""
+        return logprobs_for(self.tokens.calibration(self.engine.request.model))
 
     async def score(self, partials: Sequence[Partial]) -> tuple[Score, ...]:
         """Return P(win or tie) per response. Raises `ScoringFailed`."""
@@ -317,7 +321,8 @@ class ChatSelfEvaluation:
             question.suffix,
             question.labels,
             frozenset({question.end_id}),
-            self.min_label_mass,
+            question.min_label_mass if self.min_label_mass is None else self.min_label_mass,
+            question.calibration,
         )
         return await scorer.score(partials)
 

@@ -9,12 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Self
 
+from adaptive.candidate import Partial
+from adaptive.engine import TokenIds
 from adaptive.seeds import SEED_BITS, candidate_seed
 
 # Raised when the meaning of a recorded line changes: older lines are then not taken for what is wanted.
-FORMAT: Final = 1
+FORMAT: Final = 2
+LOGPROB_DECIMALS: Final = 4
+"""Of the log-probabilities that are kept; those of a bfloat16 model are not as exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,8 @@ class Setup:
     """What a candidate depends on besides its prompt and its seed.
 
     model: the served name. root, fingerprint: what the upstream says of the weights and of itself, None where it does
-    not. question: digest of the self-evaluation question and its labels. temperature, max_tokens: of the request.
+    not. question: digest of the self-evaluation in force, its calibration included. temperature, max_tokens: of the
+    request. sampled_by: the setup whose candidates were only scored here, None where they were sampled here too.
     """
 
     model: str
@@ -31,6 +36,13 @@ class Setup:
     question: str
     temperature: float
     max_tokens: int
+    sampled_by: Setup | None = None
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Return the setup of which `asdict` gave that. Raises `TypeError` for another."""
+        origin = plain["sampled_by"]
+        return cls(**{**plain, "sampled_by": None if origin is None else Setup.from_plain(origin)})
 
     def key(self, prompt: str, seed: int) -> str:
         """Return the key of the candidate with that seed for the prompt with that digest."""
@@ -58,8 +70,10 @@ class Recording:
     """One candidate, generated to its end.
 
     task, prompt: the task's id and its prompt's digest. index: among the candidates of the prompt. checkpoints: where
-    it was scored, as far as it is longer than that; and at its end. failures: scores that could not be had, and why.
-    Times are in seconds from its start; sampled_at is seconds since 1970.
+    it was scored, as far as it is longer than that; and at its end. scorers: by whom, also where that failed.
+    prompt_ids, token_ids: of the prompt as the model saw it, and of the candidate with the token that ended it, if the
+    model gave one. logprobs: of these, natural, at temperature 1, to `LOGPROB_DECIMALS`. failures: scores that could
+    not be had, and why. Times are in seconds from its start; sampled_at and scored_at are seconds since 1970.
     """
 
     key: str
@@ -69,15 +83,27 @@ class Recording:
     seed: int
     setup: Setup
     checkpoints: tuple[int, ...]
+    scorers: tuple[str, ...]
     text: str
-    tokens: int
-    prompt_tokens: int
+    prompt_ids: TokenIds
+    token_ids: TokenIds
+    logprobs: tuple[float, ...]
     finish_reason: str
     scores: tuple[RecordedScore, ...]
     failures: tuple[str, ...]
     first_token_s: float | None
     took_s: float
     sampled_at: float
+    scored_at: float
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+        return len(self.token_ids)
+
+    def beginning(self, tokens: int) -> Partial:
+        """Return its first tokens, as many as asked for or there are, as far as it was kept: without alternatives."""
+        return Partial(token_ids=self.token_ids[:tokens], logprobs=self.logprobs[:tokens])
 
     def to_line(self) -> str:
         """Return it as one line of JSON, without a line break."""
@@ -88,9 +114,10 @@ class Recording:
         """Return what a line says, None for one that is torn or of another format."""
         try:
             plain = json.loads(line)
-            plain["setup"] = Setup(**plain["setup"])
+            plain["setup"] = Setup.from_plain(plain["setup"])
             plain["scores"] = tuple(RecordedScore(**score) for score in plain["scores"])
-            plain["checkpoints"], plain["failures"] = tuple(plain["checkpoints"]), tuple(plain["failures"])
+            for name in _LISTS:
+                plain[name] = tuple(plain[name])
             recording = cls(**{each.name: plain[each.name] for each in fields(cls)})
         except (ValueError, KeyError, TypeError):
             return None
@@ -103,9 +130,9 @@ class Recording:
         return next((each for each in self.scores if each.scorer == scorer and each.final), None)
 
 
-def question_digest(suffix: Sequence[int], label_ids: Sequence[int]) -> str:
-    """Return what tells a self-evaluation question, by its tokens, from any other."""
-    return _digest([list(suffix), list(label_ids)])
+def question_digest(suffix: Sequence[int], label_ids: Sequence[int], more: str = "") -> str:
+    """Return what tells a self-evaluation, by its question's tokens, from any other. more: what else it depends on."""
+    return _digest([list(suffix), list(label_ids), more])
 
 
 def seed_of(run_seed: int, prompt: str, index: int) -> int:
@@ -118,10 +145,13 @@ def seed_of(run_seed: int, prompt: str, index: int) -> int:
     return candidate_seed(request_seed, index)
 
 
-def latest_setup(recordings: Mapping[str, Recording], model: str | None) -> Setup | None:
-    """Return the setup that was sampled last, of that model if one is named; None without any."""
+def latest(recordings: Mapping[str, Recording], model: str | None) -> Recording | None:
+    """Return the recording that was made last, of that model if one is named; None without any."""
     found = [each for each in recordings.values() if model is None or each.setup.model == model]
-    return max(found, key=lambda each: each.sampled_at).setup if found else None
+    return max(found, key=lambda each: each.scored_at, default=None)
+
+
+_LISTS: Final = ("checkpoints", "scorers", "prompt_ids", "token_ids", "logprobs", "failures")
 
 
 def _digest(value: list[Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import mul
 
@@ -49,14 +49,26 @@ class Bootstrap:
             raise ValueError(f"{len(above)} and {len(below)} values for {self._prompts} prompts")
         total = math.fsum(below)
         value = math.fsum(above) / total if total > 0 else math.nan
-        found = []
-        for weights in self._weights:
+
+        def resampled(weights: Sequence[int]) -> float:
             denominator = sum(map(mul, weights, below))
-            if denominator > 0:
-                found.append(sum(map(mul, weights, above)) / denominator)
-        if math.isnan(value) or len(found) < 0.9 * len(self._weights) or not found:
+            return sum(map(mul, weights, above)) / denominator if denominator > 0 else math.nan
+
+        return self._estimate(value, resampled)
+
+    def figure(self, of: Callable[[Sequence[int]], float]) -> Estimate:
+        """Return a figure that is no ratio. `of`: from how often each prompt counts to the figure, NaN for none.
+
+        Resamples that define none are treated as in `ratio`.
+        """
+        return self._estimate(of([1] * self._prompts), of)
+
+    def _estimate(self, value: float, of: Callable[[Sequence[int]], float]) -> Estimate:
+        if math.isnan(value):
             return Estimate(value, None, None)
-        found.sort()
+        found = sorted(each for each in map(of, self._weights) if not math.isnan(each))
+        if len(found) < 0.9 * len(self._weights) or not found:
+            return Estimate(value, None, None)
         tail = (1 - LEVEL) / 2
         return Estimate(value, quantile(found, tail), quantile(found, 1 - tail))
 

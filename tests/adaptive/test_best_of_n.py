@@ -11,6 +11,7 @@ import pytest
 
 from adaptive.annealing import Annealing
 from adaptive.best_of_n import BestOfN
+from adaptive.calibration import CalibrationMap
 from adaptive.candidate import Fate
 from adaptive.clock import LoopClock
 from adaptive.committing import CommitReason
@@ -27,6 +28,7 @@ from adaptive.stopping import StopReason
 from adaptive.trace import Drew, Pruned, SettledOn, Stopped
 from adaptive.virtual_time import run_virtually
 
+from .calibrations import LOG_PROBABILITIES
 from .runs import LABELS, PROMPT, QUESTION, Played, constant, make_engine, make_run, play, script, tokens_of
 
 ADAPTIVE = Policy(mode=Mode.ADAPTIVE, n_max=8, threshold=0.9, checkpoints=())
@@ -142,6 +144,25 @@ def test_a_candidate_that_ended_while_it_was_scored_stays_in_the_running() -> No
     played = play(engine, pruned_at(3, 0.5, n_max=2))
     assert prunings(played)[0].pruned == ()
     assert played.outcome.trace.candidates[0].fate is Fate.FINISHED
+
+
+def test_at_a_checkpoint_the_calibration_is_that_of_its_length_and_at_the_end_that_of_ended_replies() -> None:
+    turned = {"up_to": 9, "weights": [-1.0], "bias": 0.0, "knots": [[-4.0, 0.0], [4.0, 1.0]]}
+    kept = {"final": True, "weights": [1.0], "bias": 0.0, "knots": [[-4.0, 0.0], [4.0, 1.0]]}
+    calibration = CalibrationMap.from_plain({"features": ["log_odds"], "buckets": [turned, kept]})
+    engine = make_engine([script(c, 6) for c in range(4)], constant(0.1, 0.4, 0.3, 0.2))
+    scorer = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, calibration=calibration)
+    played = play(engine, pruned_at(3, 0.5), scorers=[scorer])
+    assert prunings(played)[0].pruned == (1, 2)
+    assert played.returned == 3
+
+
+def test_log_probabilities_are_asked_for_where_the_calibration_reads_them() -> None:
+    engine = make_engine([script(c, 3) for c in range(2)])
+    calibration = CalibrationMap.from_plain(LOG_PROBABILITIES)
+    scorer = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, calibration=calibration)
+    play(engine, BEST_OF_4, scorers=[scorer])
+    assert {sampling.top_logprobs for sampling in engine.drawn} == {0}
 
 
 def test_a_sibling_that_ended_before_the_checkpoint_competes_with_its_final_score() -> None:

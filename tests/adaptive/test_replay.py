@@ -48,6 +48,7 @@ def summary(played: Played) -> Replayed:
         pruned=tuple(record.index for record in records if record.fate is Fate.PRUNED),
         scores=spend.scores,
         scoring_tokens=spend.scoring_tokens,
+        scoring_s=0.0,  # scores of the script take no time
     )
 
 

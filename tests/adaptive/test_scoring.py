@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive.calibration import CalibrationMap
 from adaptive.candidate import Partial
 from adaptive.clock import LoopClock
 from adaptive.engine import EngineBusy, EngineError, EngineFailed
@@ -23,6 +24,7 @@ from adaptive.scoring import (
 )
 from adaptive.scripted import ScriptedEngine
 
+from .calibrations import LOG_PROBABILITIES, STEEP
 from .runs import LABELS, PROMPT, QUESTION
 
 LOG2 = math.log(2)
@@ -115,3 +117,54 @@ def test_a_window_slides_over_every_group(values: list[float], window: int) -> N
 @given(logprobs)
 def test_a_masked_alternative_does_not_make_confidence_infinite(values: list[float]) -> None:
     assert math.isfinite(lowest_group_confidence([(each, -math.inf) for each in values], 4))
+
+
+# Calibration
+
+
+def calibrated(scorer: str, value: object) -> Scorer:
+    found = CalibrationMap.from_plain(value)
+    if scorer == "read_out":
+        return ReadOutScorer(LABELS, found)
+    engine = ScriptedEngine([], LoopClock(), judge=lambda _: 0.5)
+    return SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, calibration=found)
+
+
+@pytest.mark.parametrize("scorer", ["self_evaluation", "read_out"])
+async def test_a_calibrated_score_is_the_maps_and_the_raw_one_is_kept(scorer: str) -> None:
+    even = ((math.log(0.4), math.log(0.4)),)
+    partials = [
+        Partial((7,), readouts=even),
+        Partial((7,) * 40, readouts=even),
+        Partial((7,), readouts=even, final=True),
+    ]
+    scores = await calibrated(scorer, STEEP).score(partials)
+    assert [score.value for score in scores] == pytest.approx([0.45, 0.5, 0.5])  # 0.2 + 0.4 * 1.25 / 2
+    assert [score.raw for score in scores] == pytest.approx([0.5, 0.5, 0.5])
+
+
+async def test_without_a_map_the_raw_score_is_the_value() -> None:
+    engine = ScriptedEngine([], LoopClock(), judge=lambda _: 0.3)
+    (score,) = await SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS).score([Partial((7,))])
+    assert score.value == score.raw == pytest.approx(0.3)
+    (other,) = await MeanLogProbabilityScorer().score([Partial((7,), logprobs=(-0.1,))])
+    assert other.raw is None
+
+
+@pytest.mark.parametrize("scorer", ["self_evaluation", "read_out"])
+async def test_a_map_that_reads_log_probabilities_has_them_asked_for_and_fails_without(scorer: str) -> None:
+    assert calibrated(scorer, STEEP).top_logprobs is None
+    wanting = calibrated(scorer, LOG_PROBABILITIES)
+    assert wanting.top_logprobs == 0
+    readouts = ((math.log(0.4), math.log(0.4)),)
+    (score,) = await wanting.score([Partial((7,), (-1.0,), readouts=readouts, final=True)])
+    assert score.value == pytest.approx(0.4)
+    with pytest.raises(ScoringFailed, match="carries no log-probabilities for the calibration"):
+        await wanting.score([Partial((7,), readouts=readouts)])
+
+
+async def test_an_impossible_label_is_calibrated_all_the_same() -> None:
+    engine = ScriptedEngine([], LoopClock(), judge=lambda _: 1.0)
+    scorer = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS, calibration=CalibrationMap.from_plain(STEEP))
+    (score,) = await scorer.score([Partial((7,), final=True)])
+    assert (score.value, score.raw) == (0.95, 1.0)

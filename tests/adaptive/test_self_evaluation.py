@@ -19,6 +19,12 @@ def test_the_score_is_the_share_of_the_win_or_tie_label() -> None:
     assert score.label_mass == pytest.approx(0.4)
 
 
+def test_the_log_odds_are_exact_where_the_share_rounds_to_one() -> None:
+    score = self_evaluate(-0.5, -60.0)
+    assert (score.p_win_or_tie, score.log_odds) == (1.0, 59.5)
+    assert self_evaluate(-math.inf, -1.0).log_odds == -math.inf
+
+
 def test_labels_far_below_zero_still_have_a_ratio() -> None:
     score = self_evaluate(-2000.0, -2000.0 - math.log(3))
     assert score.p_win_or_tie == pytest.approx(0.75)
@@ -26,7 +32,7 @@ def test_labels_far_below_zero_still_have_a_ratio() -> None:
 
 
 def test_two_impossible_labels_say_nothing_either_way() -> None:
-    assert self_evaluate(-math.inf, -math.inf) == SelfEvaluation(p_win_or_tie=0.5, label_mass=0.0)
+    assert self_evaluate(-math.inf, -math.inf) == SelfEvaluation(0.5, 0.0, log_odds=0.0)
 
 
 @given(logprobs, logprobs)

@@ -31,12 +31,13 @@ def test_an_evaluation_samples_scores_and_reports_and_goes_on_where_it_was(vllm:
         assert candidate["failures"] == []
         assert candidate["setup"]["fingerprint"].startswith("vllm-")
         own = [score for score in candidate["scores"] if score["scorer"] == "self_evaluation"]
-        assert len(own) == (2 if candidate["tokens"] > 8 else 1)
+        assert len(candidate["logprobs"]) == len(candidate["token_ids"])
+        assert len(own) == (2 if len(candidate["token_ids"]) > 8 else 1)
         for score in own:
             assert 0 < score["value"] < 1
             assert score["label_mass"] > 0.01
             # Computed is the question and what does not fill a block; the rest comes from the prefix cache.
-            assert 0 < score["computed_tokens"] < candidate["prompt_tokens"] + score["tokens"]
+            assert 0 < score["computed_tokens"] < len(candidate["prompt_ids"]) + score["tokens"]
     report = json.loads((out / "report.json").read_text())
     assert report["dataset"]["prompts"] == 2
     assert report["model"]["name"] == vllm.model

@@ -68,7 +68,9 @@ def build_app(store: Store, upstream: Upstream, *, auth_required: bool = True) -
         )
     )
     app.include_router(
-        policy_routes.build_router(store=store, identify=callers.identify, default=POLICY, reward_model=False)
+        policy_routes.build_router(
+            store=store, identify=callers.identify, default=POLICY, default_from="policy", reward_model=False
+        )
     )
     app.include_router(key_routes.build_router(store=store, identify=callers.identify))
     return app

@@ -46,9 +46,10 @@ class Reply:
 class SamplingUpstream:
     """The upstream. chats, scorings: bodies as received. aborted: request ids whose stream the proxy closed early.
 
-    score_s: how long a score takes. scoring: scores that are being worked on. can_score_items: it has
-    `/generative_scoring`. most_running_of: the most streams at a time that share a cache salt, a tenant's. busy: so
-    many chats with `n` are refused first. Without a stream all n answers come at once, gap_s of the first after.
+    labels: the pairs that it may be asked for. score_s: how long a score takes. scoring: scores that are being worked
+    on. can_score_items: it has `/generative_scoring`. most_running_of: the most streams at a time that share a cache
+    salt, a tenant's. busy: so many chats with `n` are refused first. Without a stream all n answers come at once,
+    gap_s of the first after.
     """
 
     replies: list[Reply]
@@ -61,6 +62,7 @@ class SamplingUpstream:
     waiting: int = 0
     busy: int = 0
     root: str | None = None
+    labels: tuple[tuple[int, int], ...] = ((NO, YES),)
     chats: list[dict[str, Any]] = field(default_factory=list)
     chat_ids: list[str] = field(default_factory=list)
     scorings: list[dict[str, Any]] = field(default_factory=list)
@@ -138,14 +140,15 @@ class SamplingUpstream:
         self.scorings.append(payload)
         if self.score_status != 200:
             return self.score_status, {"error": {"message": "scripted"}}
-        assert payload["logprob_token_ids"] == [NO, YES]
+        labels = tuple(payload["logprob_token_ids"])
+        assert labels in self.labels
         choices = []
         for index, sequence in enumerate(payload["prompt"]):
             share = self.judge(_text(sequence))
             logprobs = [
                 math.log(each * self.label_mass) if each * self.label_mass else -1e4 for each in (share, 1 - share)
             ]
-            top = {f"token_id:{NO}": logprobs[0], f"token_id:{YES}": logprobs[1]}
+            top = {f"token_id:{label}": logprob for label, logprob in zip(labels, logprobs, strict=True)}
             choices.append({"index": index, "logprobs": {"top_logprobs": [top]}})
         choices.reverse()  # vLLM does not promise an order
         longest = max(len(sequence) for sequence in payload["prompt"])
@@ -227,7 +230,8 @@ class SamplingUpstream:
             finish_reason = ("length" if cut else reply.finish_reason) if last else None
             logprobs = {"content": [_entry(text)]} if payload.get("logprobs") else None
             if logprobs is not None and payload.get("logprob_token_ids"):
-                share = self.judge(_text(prompt) + reply.text[: place + 1] + "\3\2assistant\n")
+                # What a token was drawn from has not seen it.
+                share = self.judge(_text(prompt) + reply.text[:place] + "\3\2assistant\n")
                 shares = zip(payload["logprob_token_ids"], (share, 1 - share), strict=True)
                 top = [{"token": f"token_id:{label}", "logprob": math.log(each)} for label, each in shares]
                 logprobs["content"][0]["top_logprobs"] = top

@@ -541,6 +541,54 @@ async def test_the_read_out_judges_by_labels_that_come_with_the_tokens_and_asks_
         assert at.upstream.scorings == []
 
 
+# p = 0.25 + 0.05 * (x = mean log-probability); the upstream's is -0.5 for every token.
+BY_LOG_PROBABILITY = {
+    "features": ["log_odds", "mean_log_probability"],
+    "buckets": [
+        {"up_to": 2, "weights": [1.0, 1.0], "bias": 0.0, "knots": [[-9.0, 0.9], [9.0, 0.9]]},
+        {"final": True, "weights": [0.0, 1.0], "bias": 0.0, "knots": [[-5.0, 0.0], [5.0, 0.5]]},
+    ],
+}
+
+
+@pytest.mark.parametrize("scorer", ["self_evaluation", "read_out"])
+async def test_scores_are_calibrated_by_log_probabilities_that_the_client_does_not_see(
+    open_setting: Open, tmp_path: Path, scorer: str
+) -> None:
+    read_out = {"read_out": READ_OUT["read_out"] | {"calibration": BY_LOG_PROBABILITY}}
+    (tmp_path / FILE).write_text(json.dumps({"format": 1, "calibration": BY_LOG_PROBABILITY} | read_out))
+    policy = BEST_OF_3 | {"scorer": scorer}
+    async with open_setting("one", "two", judge=prefers("two"), settings={"self_evaluation": tmp_path}) as at:
+        body = (await at.chat(policy)).json()
+        assert (body["preamble"]["scorer"], body["preamble"]["choices"][0]["score"]) == (scorer, 0.225)
+        assert body["choices"][0]["logprobs"] is None
+        assert {chat["logprobs"] for chat in at.upstream.chats} == {True}
+        assert {bool(chat.get("top_logprobs")) for chat in at.upstream.chats} == {False}
+        events = await at.stream(policy)
+        assert "preamble" in json.dumps(events)
+        assert "-0.5" not in json.dumps(events)
+
+
+async def test_a_client_that_asks_for_log_probabilities_itself_gets_those_and_no_alternatives(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1, "calibration": BY_LOG_PROBABILITY}))
+    async with open_setting("one", settings={"self_evaluation": tmp_path}) as at:
+        body = (await at.chat(BEST_OF_3, logprobs=True)).json()
+        assert body["preamble"]["choices"][0]["score"] == 0.225
+        content = body["choices"][0]["logprobs"]["content"]
+        assert [(entry["logprob"], entry["top_logprobs"]) for entry in content] == [(-0.5, [])] * 4
+
+
+async def test_a_question_that_is_hardly_answered_is_taken_where_the_configuration_says_that_it_may(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    for least, scorer in ((0.001, "self_evaluation"), (0.01, "mean_log_probability")):
+        (tmp_path / FILE).write_text(json.dumps(IDS | {"min_label_mass": least}))
+        async with open_setting("one", label_mass=0.005, settings={"self_evaluation": tmp_path}) as at:
+            assert (await at.chat(BEST_OF_3)).json()["preamble"]["scorer"] == scorer
+
+
 @pytest.mark.parametrize(
     ("body", "header", "own", "param"),
     [

@@ -101,6 +101,7 @@ def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
     report = json.loads((place / "report.json").read_text())
+    assert len(report["dataset"].pop("prompts_digest")) == 32
     assert report["dataset"] == {
         "name": "sums",
         "about": "the file sums.jsonl",
@@ -115,7 +116,7 @@ def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
     assert rows["best of n, self-evaluation: n=4"]["passed"]["value"] == 1.0
     assert rows["best of n, oracle: n=4"]["gain_passed"]["value"] == 1.0
     assert rows["best of n, random pick: n=4"]["passed"]["value"] == 0.25
-    assert rows["adaptive: threshold 0.9"]["drawn"]["value"] < 4
+    assert rows["adaptive, self-evaluation: threshold 0.9"]["drawn"]["value"] < 4
     assert {row["checkpoint"] for row in report["pair_accuracy"]} == {8, 16, None}
 
 
@@ -133,7 +134,65 @@ def test_a_report_can_be_made_of_what_is_there_without_an_upstream(
     report = json.loads(out)
     assert report["dataset"]["prompts"] == 1
     assert report["dataset"]["incomplete_prompts"] == 1
-    assert report["study"]["thresholds"] == [0.3, 0.6]
+    assert report["study"]["thresholds"] == {"self_evaluation": [0.3, 0.6]}
+
+
+def test_another_way_of_scoring_is_studied_on_the_same_candidates_and_goes_on_where_it_was(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = [Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0), Reply(BAD, gap_s=0), Reply("no idea", gap_s=0)]
+    with served(SamplingUpstream(replies, lambda _: 0.5)) as upstream:
+        assert evaluate(capsys, "--upstream", upstream.url, "--temperature", "0.6")[0] == 0
+    source = directory / "results" / "eval-sums" / "candidates.jsonl"
+    again = ("--rescore", str(source), "--out", "trained", "--scorers", "self_evaluation")
+    with served(SamplingUpstream([Reply("never")], judge, root="/trained")) as upstream:
+        status, _, err = evaluate(capsys, "--upstream", upstream.url, *again, "--limit", "2")
+        assert status == 0, err
+        assert f"Scoring 8 of 8 candidates of {source} by tiny; into trained/candidates.jsonl" in err
+        status, out, err = evaluate(capsys, "--upstream", upstream.url, *again)
+        assert status == 0, err
+        assert "Scoring 4 of 12 candidates" in err
+        assert "The candidates were sampled by tiny, and only scored by tiny (/trained)." in out
+        assert {chat["max_tokens"] for chat in upstream.chats} == {1}  # which ask for the fingerprint
+        status, again_out, err = evaluate(capsys, "--upstream", upstream.url, *again)
+        assert (status, again_out, err) == (0, out, "")
+    plain, scored = (
+        json.loads((directory / place / "report.json").read_text()) for place in ("results/eval-sums", "trained")
+    )
+    assert scored["sampling"]["candidates_digest"] == plain["sampling"]["candidates_digest"]
+    assert scored["dataset"]["prompts_digest"] == plain["dataset"]["prompts_digest"]
+    assert scored["sampling"]["scorers"] == ["self_evaluation"]
+    assert scored["sampling"]["temperature"] == 0.6
+    assert scored["sampling"]["sampled_by"]["root"] is None
+    row = by_name(scored)["best of n, self-evaluation: n=4"]
+    assert (row["passed"]["value"], row["share_passed"]["value"]) == (1.0, 1.0)
+    assert by_name(plain)["best of n, self-evaluation: n=4"]["share_passed"] is None
+    status, out, _ = evaluate(capsys, "--report-only", "--cache", "trained/candidates.jsonl", "--json")
+    assert status == 0
+    assert json.loads(out)["sampling"]["scorers"] == ["self_evaluation"]  # those who judged
+
+
+def test_where_a_scorer_gains_nothing_the_report_says_so(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(SamplingUpstream([Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0)], lambda _: 0.5)) as upstream:
+        status, out, err = evaluate(capsys, "--upstream", upstream.url)
+    assert status == 0, err
+    assert "best of n, self-evaluation: n=4 gains +0.0 [+0, +0] points of passed over one sample: no share" in out
+    page = (directory / "results" / "eval-sums" / "report.html").read_text()
+    assert "best of n, self-evaluation: n=4 gains +0.0 [+0, +0] points of passed" in page
+
+
+def test_candidates_that_are_not_there_cannot_be_scored_again(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(SamplingUpstream([Reply(GOOD, gap_s=0)])) as upstream:
+        (directory / "empty.jsonl").write_text("")
+        status, _, err = evaluate(capsys, "--upstream", upstream.url, "--rescore", "empty.jsonl", "--out", "x")
+        assert (status, "empty.jsonl has no candidates that can be scored again" in err) == (1, True)
+        evaluate(capsys, "--upstream", upstream.url, "--cache", "full.jsonl")
+        arguments = ("--rescore", "full.jsonl", "--out", "x", "--n", "5")
+        status, _, err = evaluate(capsys, "--upstream", upstream.url, *arguments)
+        assert status == 1
+        assert "full.jsonl has no prompt of this data set with 5 candidates of tiny and seed 0. Give --n" in err
 
 
 def test_a_corrected_verifier_needs_no_new_sampling(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +236,10 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
         (("--checkpoints", "0"), 2, "write whole numbers of tokens"),
         (("--thresholds", "0.5,1.5"), 2, "write numbers from 0 to 1"),
         (("--upstream", "nowhere"), 2, "upstream"),
+        (("--scorers", "self_evaluation,magic"), 2, "'magic' is none of self_evaluation, read_out"),
+        (("--rescore", "sums.jsonl"), 2, "needs --out DIR"),
+        (("--rescore", "sums.jsonl", "--out", "x", "--report-only"), 2, "leave out --report-only"),
+        (("--rescore", "gone.jsonl", "--out", "x"), 2, "gone.jsonl is no file"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_remedy(

@@ -247,7 +247,30 @@ async def test_the_configuration_beside_the_model_is_named_and_evaluated(tmp_pat
     check = (await checks_of(v1_models=beside_the_model(tmp_path, IDS | read_out)))["self-evaluation"]
     assert check.status is Status.OK
     assert f"By {tmp_path / FILE}: P(win or tie) 0.73" in check.message
-    assert "read-out's labels are known" in check.message
+    assert "Its scores are not calibrated. Its read-out's labels are known too, and not calibrated." in check.message
+
+
+MAP = {
+    "features": ["log_odds"],
+    "buckets": [
+        {"up_to": 48, "weights": [1.0], "bias": 0.0, "knots": [[0.0, 0.5]]},
+        {"final": True, "weights": [1.0], "bias": 0.0, "knots": [[0.0, 0.5]]},
+    ],
+}
+
+
+async def test_a_calibration_is_told_of_and_a_small_label_mass_that_it_allows_is_fine(tmp_path: Path) -> None:
+    def unlikely(payload: Any) -> tuple[int, Any]:
+        status, value = caching(96)(payload)
+        top = value["choices"][0]["logprobs"]["top_logprobs"][0]
+        return status, value | {"choices": [{"logprobs": {"top_logprobs": [dict.fromkeys(top, -6.0)]}}]}
+
+    models = beside_the_model(tmp_path, {"format": 1, "calibration": MAP, "min_label_mass": 0.001})
+    check = (await checks_of(v1_models=models, v1_completions=unlikely))["self-evaluation"]
+    assert check.status is Status.OK
+    assert "P(win or tie) 0.50 before calibration, label mass 0.005" in check.message
+    assert check.message.endswith("Its scores are calibrated.")
+    assert "scores are calibrated" in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))).message
 
 
 async def test_each_of_several_models_is_evaluated_by_its_own(tmp_path: Path) -> None:

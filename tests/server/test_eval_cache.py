@@ -66,6 +66,9 @@ def test_other_settings_or_checkpoints_are_missing(tmp_path: Path) -> None:
     assert file.has(ONE.key, CHECKPOINTS)
     assert file.has(ONE.key, CHECKPOINTS[:1])
     assert not file.has(ONE.key, (*CHECKPOINTS, 12))
+    assert file.has(ONE.key, CHECKPOINTS, ("read_out",))
+    written(path, replace(ONE, scorers=("read_out",)))
+    assert not RecordingFile(path).has(ONE.key, CHECKPOINTS, ("read_out", "self_evaluation"))
     assert not file.has(replace(SETUP, temperature=0.7).key(ONE.prompt, ONE.seed), CHECKPOINTS)
 
 

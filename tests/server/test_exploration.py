@@ -22,6 +22,7 @@ from server.exploration import Explorations
 from server.load_watch import LoadWatch
 from server.policy import PolicyFields
 from server.sampling_metrics import SamplingMetrics
+from server.self_evaluation_config import FILE
 from server.self_evaluation_tokens import SelfEvaluationTokens
 from server.settings import Settings, SettingsError, load_settings
 from server.traces import TraceFiles, TraceWriter
@@ -158,6 +159,19 @@ async def test_its_candidates_differ_from_the_requests_in_seed_and_priority_alon
         assert {scoring["priority"] for scoring in later} == {10}
         assert {scoring["cache_salt"] for scoring in later} == {own["cache_salt"]}
         assert len(set(at.upstream.chat_ids)) == 4
+
+
+async def test_its_candidates_carry_the_log_probabilities_that_the_calibration_reads(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    bucket = {"weights": [0.0, 1.0], "bias": 0.0, "knots": [[-1.0, 0.6], [0.0, 0.8]]}
+    buckets = [{"up_to": 9, **bucket}, {"final": True, **bucket}]
+    calibration = {"features": ["log_odds", "mean_log_probability"], "buckets": buckets}
+    (tmp_path / FILE).write_text(orjson.dumps({"format": 1, "calibration": calibration}).decode())
+    async with open_setting("good", settings={"self_evaluation": tmp_path}) as at:
+        assert (await at.chat())["preamble"]["choices"][0]["score"] == 0.7
+        await at.explored()
+        assert {(chat["logprobs"], chat["top_logprobs"]) for chat in at.of_explorations()} == {(True, 0)}
 
 
 async def test_a_trace_tells_of_the_exploration_once_it_is_done(open_setting: Open) -> None:

@@ -60,7 +60,7 @@ def test_the_answer_shows_what_was_said_and_what_it_comes_to(alice: TestClient) 
     response = alice.put(OWN, json={"n_max": 4, "checkpoints": [{"tokens": 8, "keep": 0.5}]})
     assert response.status_code == 201
     body = PolicyBody.model_validate_json(response.content)
-    assert (body.version, body.user, body.problem) == (1, "alice", None)
+    assert (body.version, body.user, body.problem, body.default_from) == (1, "alice", None, "policy")
     assert response.json()["said"] == {"n_max": 4, "checkpoints": [{"tokens": 8, "keep": 0.5}]}
     effective = response.json()["effective"]
     assert effective.keys() == PolicyFields.model_fields.keys()
@@ -161,8 +161,8 @@ def test_whose_it_is_follows_the_key(anonymous: TestClient, alice: TestClient, a
 
 def test_a_policy_that_no_longer_goes_with_the_servers_default_is_shown_with_the_reason() -> None:
     policy = UserPolicy("pol_a", 1, "alice", '{"commit_at":9}', updated_at=1)
-    assert to_plain(policy, POLICY, reward_model=False)["problem"] is None
-    shown = to_plain(policy, PolicyFields(streaming="whole"), reward_model=False)
+    assert to_plain(policy, POLICY, default_from="policy", reward_model=False)["problem"] is None
+    shown = to_plain(policy, PolicyFields(streaming="whole"), default_from="policy", reward_model=False)
     assert shown["effective"] is None
     assert shown["problem"].startswith("'policy.commit_at': ")
     PolicyBody.model_validate_json(json.dumps(shown))

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive.scoring import Labels
+from adaptive.calibration import CalibrationMap
+from adaptive.scoring import MIN_LABEL_MASS, Labels
 from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion
 from server.probe import UpstreamModel, UpstreamProfile
 from server.self_evaluation_config import (
@@ -24,6 +25,13 @@ from server.self_evaluation_config import (
     read_config,
 )
 
+MAP: dict[str, Any] = {
+    "features": ["log_odds", "mean_log_probability"],
+    "buckets": [
+        {"up_to": 48, "weights": [0.5, 1.0], "bias": 0.1, "knots": [[-1.0, 0.2], [1.0, 0.6]]},
+        {"final": True, "weights": [1.0, 0.0], "bias": 0.0, "knots": [[-2.0, 0.05], [2.0, 0.95]]},
+    ],
+}
 WORDS = {"format": 1, "question": "Better?", "win_or_tie": "No", "loss": ["Yes", "yes"]}
 IDS = {"format": 1, "suffix_ids": [2, 7], "win_or_tie_ids": [5, 6], "loss_ids": [8]}
 READ_OUT = {"read_out": {"win_or_tie_ids": [3], "loss_ids": [4]}}
@@ -55,6 +63,27 @@ def test_a_file_with_a_read_out_alone_leaves_the_literal_question(tmp_path: Path
     assert (config.question, config.read_out) == (LITERAL_QUESTION, Labels((3,), (4,)))
 
 
+@pytest.mark.parametrize("beside", [{"format": 1}, WORDS, IDS])
+def test_a_calibration_stands_beside_any_question_and_alone_is_that_of_the_literal_one(
+    tmp_path: Path, beside: dict[str, Any]
+) -> None:
+    plain = read_config(written(tmp_path, beside)) if len(beside) > 1 else LITERAL
+    config = read_config(written(tmp_path, beside | {"calibration": MAP, "min_label_mass": 0}))
+    assert config.question == plain.question
+    assert (config.calibration, config.min_label_mass) == (CalibrationMap.from_plain(MAP), 0.0)
+    assert (plain.calibration, plain.min_label_mass) == (None, MIN_LABEL_MASS)
+    assert config.about_calibration == "Its scores are calibrated."
+    assert plain.about_calibration == "Its scores are not calibrated."
+
+
+def test_a_read_out_has_a_calibration_of_its_own(tmp_path: Path) -> None:
+    read_out = {"read_out": READ_OUT["read_out"] | {"calibration": MAP}}
+    config = read_config(written(tmp_path, IDS | read_out))
+    assert (config.calibration, config.read_out_calibration) == (None, CalibrationMap.from_plain(MAP))
+    assert "not calibrated. Its read-out's labels are known too, and calibrated" in config.about_calibration
+    assert "known too, and not calibrated" in read_config(written(tmp_path, IDS | READ_OUT)).about_calibration
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -75,6 +104,17 @@ def test_a_file_with_a_read_out_alone_leaves_the_literal_question(tmp_path: Path
         (IDS | {"loss_ids": [True]}, r"loss_ids\[0\] is True"),
         (IDS | {"loss_ids": [5]}, "loss_ids leads to the label 5 twice"),
         (IDS | {"loss_ids": list(range(10, 137))}, "loss_ids makes 129 labels; vLLM reads at most 128"),
+        (IDS | {"min_label_mass": 1.5}, "min_label_mass is 1.5; it is a number from 0 to 1"),
+        (IDS | {"min_label_mass": True}, "min_label_mass is True"),
+        (IDS | {"min_label_mass": None}, "min_label_mass is None"),
+        (IDS | {"calibration": []}, "calibration must be an object"),
+        (IDS | {"calibration": MAP | {"features": ["x"]}}, r"calibration.features\[0\] is 'x'"),
+        ({"format": 1, "calibration": MAP | {"buckets": MAP["buckets"][:1]}}, "calibration.buckets has 0 with final"),
+        (
+            IDS | {"read_out": READ_OUT["read_out"] | {"calibration": MAP | {"features": ["log_odds"]}}},
+            r"read_out.calibration.buckets\[0\].weights must be a list of 1 numbers",
+        ),
+        (IDS | {"read_out": {"calibration": MAP}}, "read_out.win_or_tie_ids is missing"),
         (IDS | {"read_out": 7}, "read_out must be an object"),
         (IDS | {"read_out": {"win_or_tie_ids": [1]}}, "read_out.loss_ids is missing"),
         (IDS | {"read_out": READ_OUT["read_out"] | {"x": 1}}, "read_out.x is no field"),
@@ -112,7 +152,10 @@ _VALUES = (
 )
 
 
-@given(st.dictionaries(st.sampled_from([*WORDS, *IDS, "read_out", "x"]), _VALUES))
+_FIELDS = st.sampled_from([*WORDS, *IDS, "read_out", "calibration", "min_label_mass", "x"])
+
+
+@given(st.dictionaries(_FIELDS, _VALUES))
 def test_any_object_is_a_configuration_or_a_named_error(
     tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
 ) -> None:

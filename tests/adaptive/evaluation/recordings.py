@@ -8,24 +8,26 @@ from dataclasses import dataclass, field
 from hypothesis import strategies as st
 
 from adaptive.evaluation.recording import RecordedScore, Recording, Setup, seed_of
+from adaptive.evaluation.strategies import SCORERS
 from adaptive.evaluation.study import Prompt
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.policy import ScorerName
 
 SETUP = Setup("tiny", None, None, "question", 0.8, 16)
 CHECKPOINTS = (4, 8)
-OTHERS = (ScorerName.MEAN_LOG_PROBABILITY, ScorerName.GROUP_CONFIDENCE)
+OTHERS = (ScorerName.READ_OUT, ScorerName.MEAN_LOG_PROBABILITY, ScorerName.GROUP_CONFIDENCE)
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A candidate in short. at: self-evaluation at checkpoints, its final score where not given."""
+    """A candidate in short. at: self-evaluation at checkpoints, its final score where not given. read_out: at any."""
 
     score: float
     reward: float = 0.0
     tokens: int = 10
     at: Mapping[int, float] = field(default_factory=dict)
     label_mass: float = 0.5
+    read_out: float = 0.5
 
 
 def recording(task: str, index: int, made: Made) -> Recording:
@@ -36,7 +38,9 @@ def recording(task: str, index: int, made: Made) -> Recording:
         final = tokens == made.tokens
         value = made.score if final else made.at.get(tokens, made.score)
         own = RecordedScore(ScorerName.SELF_EVALUATION.value, tokens, final, value, made.label_mass, 9, 0.1)
-        scores += [own, *(RecordedScore(name.value, tokens, final, 0.5, None, 0, 0.0) for name in OTHERS)]
+        values = {name: made.read_out if name is ScorerName.READ_OUT else 0.5 for name in OTHERS}
+        scores.append(own)
+        scores += [RecordedScore(name.value, tokens, final, value, None, 0, 0.0) for name, value in values.items()]
     return Recording(
         key=SETUP.key(task, seed),
         task=task,
@@ -45,15 +49,18 @@ def recording(task: str, index: int, made: Made) -> Recording:
         seed=seed,
         setup=SETUP,
         checkpoints=CHECKPOINTS,
+        scorers=tuple(name.value for name in SCORERS),
         text=f"reply {index}\u2028of {task}",
-        tokens=made.tokens,
-        prompt_tokens=5,
+        prompt_ids=(1, 2, 3, 4, 5),
+        token_ids=tuple(range(10, 10 + made.tokens)),
+        logprobs=(-0.25,) * made.tokens,
         finish_reason="stop" if made.tokens < SETUP.max_tokens else "length",
         scores=tuple(scores),
         failures=(),
         first_token_s=0.1,
         took_s=1.0,
         sampled_at=float(index),
+        scored_at=float(index),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adaptive.evaluation.recording import Recording, latest_setup, question_digest, seed_of
+from adaptive.evaluation.recording import Recording, latest, question_digest, seed_of
 from adaptive.seeds import candidate_seed
 
 from .recordings import SETUP, Made, recording
@@ -72,9 +73,35 @@ def test_a_question_is_told_by_its_tokens() -> None:
     assert len({question_digest([1, 2], [3]), question_digest([1], [2, 3]), question_digest([1, 2], [4])}) == 3
 
 
-def test_the_latest_setup_is_the_one_sampled_last_of_that_model() -> None:
-    later = replace(ONE, setup=replace(SETUP, model="other"), sampled_at=9.0)
+def test_another_way_of_scoring_is_another_self_evaluation() -> None:
+    assert question_digest([1], [2], "calibrated") != question_digest([1], [2])
+
+
+def test_the_latest_is_the_one_scored_last_of_that_model() -> None:
+    later = replace(ONE, setup=replace(SETUP, model="other"), scored_at=9.0)
     found = {"a": ONE, "b": later}
-    assert latest_setup(found, None) == later.setup
-    assert latest_setup(found, "tiny") == SETUP
-    assert latest_setup(found, "third") is None
+    assert latest(found, None) == later
+    assert latest(found, "tiny") == ONE
+    assert latest(found, "third") is None
+
+
+def test_candidates_that_were_only_scored_are_told_from_those_that_were_sampled() -> None:
+    rescored = replace(SETUP, sampled_by=SETUP)
+    found = replace(ONE, setup=rescored, key=rescored.key(ONE.prompt, ONE.seed))
+    assert found.key != ONE.key
+    assert Recording.from_line(found.to_line()) == found
+
+
+def test_a_line_of_the_format_before_is_nothing() -> None:
+    plain = json.loads(ONE.to_line())
+    for name in ("scorers", "prompt_ids", "token_ids", "logprobs", "scored_at"):
+        del plain[name]
+    del plain["setup"]["sampled_by"]
+    assert Recording.from_line(json.dumps(plain)) is None
+
+
+def test_a_beginning_has_the_tokens_and_their_log_probabilities() -> None:
+    found = recording("a", 0, Made(0.5, tokens=6))
+    assert (found.tokens, found.beginning(4).token_ids) == (6, (10, 11, 12, 13))
+    assert found.beginning(4).logprobs == (-0.25,) * 4
+    assert found.beginning(99).token_ids == found.token_ids

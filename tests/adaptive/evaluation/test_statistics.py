@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -55,3 +56,21 @@ def test_one_value_per_prompt_is_asked_for() -> None:
 
 def test_quantiles_lie_between_neighbours() -> None:
     assert [quantile([1.0, 2.0, 4.0], share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1.0, 1.5, 2.0, 3.0, 4.0]
+
+
+def test_any_figure_has_an_interval_like_that_of_a_ratio() -> None:
+    values = [0.0, 1.0, 1.0, 3.0, 5.0]
+    bootstrap = Bootstrap(5, resamples=200)
+
+    def mean(weights: Sequence[int]) -> float:
+        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+    assert bootstrap.figure(mean) == bootstrap.mean(values)
+
+
+def test_a_figure_that_too_few_resamples_define_has_no_interval() -> None:
+    found = Bootstrap(4, resamples=200).figure(lambda weights: 1.0 if weights[0] else math.nan)
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    none = Bootstrap(4, resamples=200).figure(lambda _: math.nan)
+    assert math.isnan(none.value)
+    assert none.low is None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 
+from adaptive.evaluation.recording import Recording
 from adaptive.evaluation.statistics import Estimate
 from adaptive.evaluation.strategies import Family, sizes
 from adaptive.evaluation.study import Design, PairAccuracy, Prompt, Row, Study, orders, study, thresholds_from
 from adaptive.evaluation.verifiers import Verdict
+from adaptive.policy import ScorerName
+from adaptive.replay import ReplayCandidate, ReplayScore, replay
 
 from .recordings import CHECKPOINTS, SETUP, Made, prompt, prompts
 
@@ -72,10 +77,10 @@ def test_cost_grows_with_n_and_with_the_threshold_and_pruning_generates_less(fou
     for family in (Family.ORACLE, Family.RANDOM, Family.SELF_EVALUATION):
         totals = [row.total.value for row in rows(result, family)]
         assert totals == sorted(totals)
-    drawn = [row.drawn.value for row in rows(result, Family.ADAPTIVE)]
+    drawn = [row.drawn.value for row in rows(result, Family.ADAPTIVE_SELF_EVALUATION)]
     assert drawn == sorted(drawn)
     full = rows(result, Family.SELF_EVALUATION)[-1]
-    for row in rows(result, Family.PRUNED):
+    for row in rows(result, Family.PRUNED_SELF_EVALUATION):
         assert row.generated.value <= full.generated.value
         assert row.drawn.value == 5
 
@@ -112,7 +117,7 @@ def test_a_scorer_that_is_always_right_realises_all_of_the_gain() -> None:
 
 def test_a_threshold_that_every_candidate_reaches_draws_one_and_one_that_none_does_draws_all() -> None:
     found = [prompt("a", [Made(0.5, 1.0), Made(0.5), Made(0.5), Made(0.5), Made(0.5)])]
-    low, high = rows(studied(found, replace(DESIGN, thresholds=(0.0, 1.0))), Family.ADAPTIVE)
+    low, high = rows(studied(found, replace(DESIGN, thresholds=(0.0, 1.0))), Family.ADAPTIVE_SELF_EVALUATION)
     assert (low.drawn.value, low.scoring.value) == (1.0, 10)
     assert high.drawn.value == 5.0
 
@@ -120,7 +125,7 @@ def test_a_threshold_that_every_candidate_reaches_draws_one_and_one_that_none_do
 def test_pruning_at_a_checkpoint_stops_those_that_look_worse_there() -> None:
     lie = {4: 0.0, 8: 1.0}
     found = [prompt("a", [Made(1.0, 1.0, at=lie), *(Made(0.4, at={4: 0.4, 8: 0.4}) for _ in range(4))])]
-    by_name = {row.strategy.label: row for row in rows(studied(found), Family.PRUNED)}
+    by_name = {row.strategy.label: row for row in rows(studied(found), Family.PRUNED_SELF_EVALUATION)}
     assert by_name["50% at 4"].passed.value == 0.0
     assert by_name["50% at 8"].passed.value == 1.0
     assert by_name["50% at 4"].generated.value == 3 * 10 + 2 * 4
@@ -153,6 +158,123 @@ def test_without_anything_to_gain_there_is_no_share_of_the_gain() -> None:
     assert (best.gain_passed.low, best.gain_passed.high) == (None, None)
 
 
+# Against full best-of-n by the same scorer.
+
+
+def two_judges(count: int = 12) -> list[Prompt]:
+    """One of five replies passes: self-evaluation knows, and the read-out says the opposite."""
+    made = [Made(0.9, 1.0, read_out=0.1), *(Made(0.2 + place / 10, 0.0, read_out=0.8) for place in range(4))]
+    return [prompt(f"p{place}", made) for place in range(count)]
+
+
+def test_the_share_is_of_the_gain_of_best_of_n_by_the_same_scorer() -> None:
+    result = studied(two_judges(), replace(DESIGN, thresholds=(0.0, 0.9)))
+    low, high = rows(result, Family.ADAPTIVE_SELF_EVALUATION)
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    assert full.share_passed == full.kept_passed == Estimate(1.0, 1.0, 1.0)
+    assert low.share_passed is not None
+    assert low.share_passed.value == pytest.approx(0.0)  # any reply reaches it: the first is returned
+    assert high.share_passed is not None
+    assert high.share_passed.value == 1.0
+    assert high.more_passed.value == pytest.approx(0.8)
+    assert high.drawn.value < 5
+    pair = rows(result, Family.SELF_EVALUATION)[0]
+    assert pair.share_passed is not None
+    assert pair.share_passed.value == pytest.approx((0.4 - 0.2) / (1.0 - 0.2))  # of two, one passes in 2 of 5
+    assert pair.kept_passed is not None
+    assert pair.kept_passed.value == pytest.approx(0.4)
+
+
+def test_where_best_of_n_gains_nothing_there_is_no_share() -> None:
+    result = studied(two_judges())
+    for family in (Family.READ_OUT, Family.ADAPTIVE_READ_OUT, Family.MEAN_LOG_PROBABILITY):
+        for row in rows(result, family):
+            assert row.share_passed is None
+            assert row.share_reward is None
+    (one,) = rows(result, Family.ONE_SAMPLE)
+    for row in (one, *rows(result, Family.ORACLE), *rows(result, Family.RANDOM)):
+        assert (row.share_passed, row.kept_passed) == (None, None)
+
+
+def test_a_gain_that_may_be_none_has_no_share() -> None:
+    right, wrong = prompt("a", [Made(0.9, 1.0), *[Made(0.1)] * 4]), prompt("b", [*[Made(0.9)] * 4, Made(0.1, 1.0)])
+    result = studied([right, right, right, wrong, wrong], replace(DESIGN, resamples=200))
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    assert full.more_passed.value > 0
+    assert full.more_passed.low is not None
+    assert full.more_passed.low <= 0
+    assert full.share_passed is None
+
+
+def test_what_is_pruned_is_counted_and_what_is_kept_is_of_best_of_n() -> None:
+    lie = {4: 0.0, 8: 1.0}
+    found = [prompt("a", [Made(1.0, 1.0, at=lie), *(Made(0.4, at={4: 0.4, 8: 0.4}) for _ in range(4))])]
+    by_name = {row.strategy.label: row for row in rows(studied(found), Family.PRUNED_SELF_EVALUATION)}
+    assert [by_name[label].pruned.value for label in ("50% at 4", "25% at 8")] == [0.4, 0.6]
+    assert [row.kept_passed and row.kept_passed.value for row in by_name.values()] == [0.0, 0.0, 1.0, 1.0]
+    full = rows(studied(found), Family.SELF_EVALUATION)[-1]
+    assert full.pruned.value == 0
+    assert full.scoring_s.value == pytest.approx(5 * 0.1)
+
+
+def test_only_those_who_judged_are_studied_and_a_threshold_needs_a_probability() -> None:
+    design = replace(DESIGN, scorers=(ScorerName.READ_OUT, ScorerName.MEAN_LOG_PROBABILITY))
+    result = studied(two_judges(2), design)
+    families = {row.strategy.family for row in result.rows}
+    assert families == {
+        Family.ONE_SAMPLE,
+        Family.ORACLE,
+        Family.RANDOM,
+        Family.READ_OUT,
+        Family.MEAN_LOG_PROBABILITY,
+        Family.ADAPTIVE_READ_OUT,
+        Family.PRUNED_READ_OUT,
+        Family.PRUNED_MEAN_LOG_PROBABILITY,
+    }
+    assert set(result.thresholds) == {ScorerName.READ_OUT}
+    assert {each.scorer for each in result.pairs} == {each.scorer for each in result.scores} == set(design.scorers)
+
+
+def test_each_scorer_has_thresholds_among_its_own_scores() -> None:
+    thresholds = studied(two_judges()).thresholds
+    assert thresholds[ScorerName.SELF_EVALUATION][0] == 0.2
+    assert thresholds[ScorerName.READ_OUT][0] == 0.1
+
+
+def test_candidates_that_are_drawn_together_are_compared_in_any_order_with_the_same_result() -> None:
+    """One order is then enough, unless scores are equal; whoever draws in turn is tried in all of them."""
+    source = random.Random(5)  # noqa: S311 -- made up figures
+    for equal in (False, True):
+        made = [
+            Made(
+                0.5 if equal else source.random(),
+                float(place % 2),
+                tokens=source.randint(9, 16),
+                at=dict.fromkeys(CHECKPOINTS, 0.4) if equal else {at: source.random() for at in CHECKPOINTS},
+            )
+            for place in range(5)
+        ]
+        found = prompt("a", made)
+        by_name = {row.strategy.name: row for row in studied([found], replace(DESIGN, orders=60)).rows}
+        for name in ("best of n, self-evaluation: n=5", "pruned, self-evaluation: 25% at 4"):
+            replayed = [
+                replay(by_name[name].strategy.policy, [replayable(found.candidates[place]) for place in order])
+                for order in itertools.permutations(range(5))
+            ]
+            rewards = [
+                found.verdicts[order[each.returned]].reward
+                for each, order in zip(replayed, itertools.permutations(range(5)), strict=True)
+            ]
+            assert len(set(rewards)) == (2 if equal else 1)
+            assert by_name[name].reward.value == pytest.approx(fmean(rewards), abs=0.1 if equal else 1e-9)
+            assert by_name[name].scoring.value == pytest.approx(fmean(each.scoring_tokens for each in replayed))
+
+
+def replayable(found: Recording) -> ReplayCandidate:
+    scores = {each.tokens: ReplayScore(each.value, 10) for each in found.scores if each.scorer == "self_evaluation"}
+    return ReplayCandidate(found.tokens, scores[found.tokens], scores)
+
+
 def test_the_default_policy_is_studied_where_its_checkpoints_were_recorded() -> None:
     (row,) = rows(studied([GOOD_LAST]), Family.DEFAULT)  # 16 tokens: no reply comes to its first checkpoint
     assert row.strategy.policy.threshold == 0.9
@@ -173,11 +295,15 @@ def test_intervals_are_over_prompts_and_say_how_many() -> None:
 
 def test_scores_are_summed_up_with_their_label_mass() -> None:
     found = [prompt("a", [Made(0.2, label_mass=0.001), Made(0.4), Made(0.6), Made(0.8), Made(1.0, tokens=3)])]
-    first, _, whole = studied(found).scores
+    first, _, whole = (each for each in studied(found).scores if each.scorer == "self_evaluation")
     assert (first.checkpoint, first.scores, whole.checkpoint, whole.scores) == (4, 4, None, 5)
     assert whole.median == 0.6
     assert whole.below_limit == pytest.approx(0.2)
     assert whole.computed_tokens == 9
+    assert whole.took_s == pytest.approx(0.1)
+    (read_out,) = (each for each in studied(found).scores if (each.scorer, each.checkpoint) == ("read_out", None))
+    assert math.isnan(read_out.below_limit)  # its labels are meant to have no mass
+    assert read_out.computed_tokens == 0
 
 
 def test_thresholds_lie_among_the_scores_that_were_seen() -> None:
