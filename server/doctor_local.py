@@ -79,7 +79,7 @@ def check_self_evaluation(settings: Settings) -> Check:
         if file is not None:
             return failed(name, str(error), "Correct the file, or the setting self_evaluation.")
         return warning(name, f"{error} The literal question is in force.", "Correct the file.")
-    return ok(name, f"By {config.name}. {config.about_calibration}")
+    return ok(name, f"By {config.name}. {config.about}")
 
 
 def tell_policy(settings: Settings) -> Check:
