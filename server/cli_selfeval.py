@@ -1,4 +1,7 @@
-"""`preamble selfeval`: data, training and calibration of self-evaluation. The commands import what is heavy."""
+"""`preamble selfeval`: data, training and calibration of self-evaluation, and what it is good for.
+
+The commands import what is heavy.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,22 @@ from typing import Annotated, Final, Literal
 import typer
 from rich.console import Console
 
-from adaptive.training.examples import Shares, Split
+from adaptive.splits import SHARES, Shares, Split
+from server.cli_compare import compare_command
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream, of_setting
+from server.cli_target import target_command
 from server.settings import load_settings, mask_arguments
 
 selfeval_app = typer.Typer(no_args_is_help=True, help="Make self-evaluation worth believing.")
+selfeval_app.command("compare")(compare_command)
+selfeval_app.command("policy")(target_command)
 
 _WIDTH: Final = 140
 _MODEL_HELP: Final = "Served name of the model to ask; without an upstream, the embedded engine's model."
+_SPLITS_HELP: Final = (
+    "Shares of prompts for train, calibration and test, by the prompt's text. `preamble eval synthetic` has the test "
+    "prompts of the default."
+)
 _JUDGE_KEY_HELP: Final = "Environment variable that holds the judge's API key."
 
 
@@ -71,9 +82,7 @@ def data(  # noqa: PLR0917 -- typer passes them by name, one per option
     seed: Annotated[int, typer.Option(help="Where all seeds are derived from.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Prompts at a time, each with all its answers.")] = 8,
     cuts: Annotated[int, typer.Option(min=0, help="Random lengths at which each answer is an example.")] = 4,
-    splits: Annotated[
-        str, typer.Option(help="Shares of prompts for train, calibration and test, by the prompt's text.")
-    ] = "0.8,0.1,0.1",
+    splits: Annotated[str, typer.Option(help=_SPLITS_HELP)] = str(SHARES),
     file_format: Annotated[Literal["jsonl", "parquet"], typer.Option("--format", help="Of the data file.")] = "jsonl",
     upstream: Upstream = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help=_MODEL_HELP)] = None,
@@ -192,7 +201,7 @@ def _shares(text: str) -> Shares:
         return Shares(train, calibration, test)
     except ValueError as error:
         raise typer.BadParameter(
-            f"{text!r}: write three shares whose sum is 1: 0.8,0.1,0.1", param_hint="--splits"
+            f"{text!r}: write three shares whose sum is 1: {SHARES}", param_hint="--splits"
         ) from error
 
 

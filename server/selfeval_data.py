@@ -23,8 +23,9 @@ from adaptive.clock import LoopClock
 from adaptive.engine import EngineError
 from adaptive.evaluation.tasks import TaskError
 from adaptive.evaluation.verifiers import Verdict
+from adaptive.splits import Shares
 from adaptive.training import parquet
-from adaptive.training.examples import FORMAT, Answer, Group, JsonlWriter, Shares, cuts, win_or_tie_shares
+from adaptive.training.examples import FORMAT, Answer, Group, JsonlWriter, cuts, win_or_tie_shares
 from adaptive.training.parquet import ParquetMissing
 from adaptive.training.summary import Summary, as_markdown
 from constitutions.compose import Placement

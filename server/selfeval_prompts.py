@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from adaptive.evaluation.tasks import TaskError, load
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
-from adaptive.training.examples import Shares, Split, split_of
+from adaptive.splits import Shares, Split, split_of
 from constitutions.compose import Placement, compose_messages, render_block
 from constitutions.constitution import Constitution, ConstitutionError, Limits
 from constitutions.formats import from_plain, parse

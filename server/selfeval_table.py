@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptive.evaluation.statistics import LEVEL, Estimate
-from adaptive.training.examples import Group, GroupFile, Split
+from adaptive.splits import Split
+from adaptive.training.examples import Group, GroupFile
 from adaptive.training.parquet import ParquetMissing
 from adaptive.training.table import Accuracy, FamilyRow, Scores, plain, table
 from server.eval_sampling import EvalError

@@ -16,7 +16,7 @@ ALLOWED = {
 }
 OURS = {"server", "adaptive", "constitutions", "loadtests", "tests"}
 # Seconds and hundreds of megabytes: never in the process that answers requests.
-HEAVY = {"torch", "transformers", "vllm", "gguf", "accelerate"}
+HEAVY = {"torch", "transformers", "vllm", "gguf", "accelerate", "peft", "safetensors", "sklearn", "scipy", "numpy"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
@@ -29,6 +29,25 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+def loads(*modules: str, root: Path = ROOT) -> Iterator[Path]:
+    """Yield the file of each of our modules that is loaded when these are, functions' own imports left out."""
+    waiting, seen = list(modules), set[Path]()
+    while waiting:
+        parts = waiting.pop().split(".")
+        for count in range(1, len(parts) + 1):
+            at = root.joinpath(*parts[:count])
+            path = at / "__init__.py" if at.is_dir() else at.with_suffix(".py")
+            if not path.is_file() or path in seen:  # a package of others, or a name in a module
+                continue
+            seen.add(path)
+            yield path
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Import):
+                    waiting += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                    waiting += [f"{node.module}.{alias.name}" for alias in node.names]
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_a_package_imports_only_what_it_may(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
@@ -38,9 +57,19 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}"
 
 
-def test_only_the_conversion_script_imports_heavy_packages() -> None:
-    """The script runs as a process of its own."""
-    for package in ALLOWED:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if path.name != "gguf_conversion.py":
-                assert not HEAVY & set(imports(path, top_level_only=True)), path
+def test_the_process_that_answers_requests_loads_no_heavy_packages() -> None:
+    """The conversion script runs as a process of its own, and training in that of its command."""
+    loaded = list(loads("server.__main__", "server.cli", "server.app"))
+    assert ROOT / "adaptive" / "best_of_n.py" in loaded
+    assert ROOT / "adaptive" / "evaluation" / "tasks.py" in loaded
+    for path in loaded:
+        assert not HEAVY & set(imports(path, top_level_only=True)), path
+
+
+def test_heavy_packages_would_be_found_wherever_they_are_loaded_from(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "__init__.py").write_text("import a.light")
+    (tmp_path / "a" / "light.py").write_text("from a import heavy\n\ndef late():\n    import a.later\n")
+    (tmp_path / "a" / "heavy.py").write_text("import torch\n")
+    (tmp_path / "a" / "later.py").write_text("import torch\n")
+    assert {path.name for path in loads("a", root=tmp_path)} == {"__init__.py", "light.py", "heavy.py"}

@@ -2,33 +2,23 @@
 
 They cost little to sample, and they differ in what a model could know of its own reply: a sum may be right or wrong
 without looking it; a comma that was not allowed is there for anybody to see. Training and test prompts are disjoint
-because a prompt's own text says which of them it is (`split_of`), whatever was asked for first.
+because a prompt's own text says which of them it is (`adaptive.splits`), whatever was asked for first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from adaptive.evaluation import word_bank as words
+from adaptive.splits import Split, split_of, text_of
 
 Described = Mapping[str, Any]
 """A verifier, described as `verifiers.build` takes it."""
 
 
-class Split(StrEnum):
-    """What a prompt may be used for."""
-
-    TRAIN = "train"
-    CALIBRATION = "calibration"
-    TEST = "test"
-
-
-_SHARES: Final = ((0.7, Split.TRAIN), (0.85, Split.CALIBRATION), (1.0, Split.TEST))
 _ATTEMPTS: Final = 200  # in a row without a new prompt: the family has no more
 
 
@@ -54,12 +44,6 @@ class SyntheticTask:
         return (user,) if self.system is None else ({"role": "system", "content": self.system}, user)
 
 
-def split_of(text: str) -> Split:
-    """Return what a prompt with that text is for: 70 % train, 15 % calibration, 15 % test, by its hash."""
-    place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
-    return next(split for upto, split in _SHARES if place < upto)
-
-
 def synthetic(
     family: str, count: int, *, seed: int = 0, splits: frozenset[Split] = frozenset(Split)
 ) -> tuple[SyntheticTask, ...]:
@@ -74,13 +58,14 @@ def synthetic(
     vain = 0
     while len(found) < count and vain < _ATTEMPTS:
         prompt, verifier, system = make(source)
-        text = prompt if system is None else f"{system}\n\n{prompt}"
+        task = SyntheticTask(family, len(seen) + 1, prompt, verifier, system)
+        text = text_of(task.messages)
         vain += 1
         if text not in seen:
             vain = 0
             seen.add(text)
-            if split_of(text) in splits:
-                found.append(SyntheticTask(family, len(seen), prompt, verifier, system))
+            if split_of(task.messages) in splits:
+                found.append(task)
     return tuple(found)
 
 
@@ -88,7 +73,7 @@ _Made = tuple[str, Described, str | None]
 
 
 def _says(answer: str) -> Described:
-    """The answer is in it, whatever else is: a small model does not answer in one word."""
+    """Return the verifier of an answer with something around it: a small model does not answer in one word."""
     return {"kind": "regex", "pattern": rf"(?i)\b{answer}\b"}
 
 

@@ -1,4 +1,7 @@
-"""Data sets of tasks: a prompt and the verifier of its replies. Two come with the package, others are JSONL files."""
+"""Data sets of tasks: a prompt and the verifier of its replies.
+
+Two come with the package, three are made up of synthetic families, one for each split, and others are JSONL files.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adaptive.evaluation import families
-from adaptive.evaluation.families import Split
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
+from adaptive.splits import Split
 
 _FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
 _GSM8K_REQUEST: Final = "Reason step by step. End with a line of four number signs and the answer: #### <number>"
@@ -52,7 +55,7 @@ class DataSet:
 
 
 def load(name_or_path: str) -> DataSet:
-    """Return a data set that comes with the package, or the one in a JSONL file. Raises `TaskError`.
+    """Return the data set of that name, or the one in a JSONL file. Raises `TaskError`.
 
     A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
     """

@@ -7,17 +7,16 @@ prompt gave is a `Group`, one line of JSON in a data file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
 from adaptive.engine import TokenIds
+from adaptive.splits import Split
 from adaptive.training import parquet
 
 FORMAT: Final = 1
@@ -26,28 +25,6 @@ TIE: Final = 0.01
 """Rewards nearer to each other than this are a tie."""
 PARQUET: Final = ".parquet"
 _FEWEST_ANSWERS: Final = 2
-
-
-class Split(StrEnum):
-    """What a prompt is for. Nothing is ever fitted on `TEST`."""
-
-    TRAIN = "train"
-    CALIBRATION = "calibration"
-    TEST = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """What share of the prompts goes to each split, each 0 to 1, together 1. Raises `ValueError`."""
-
-    train: float = 0.8
-    calibration: float = 0.1
-    test: float = 0.1
-
-    def __post_init__(self) -> None:
-        each = (self.train, self.calibration, self.test)
-        if not all(0.0 <= share <= 1.0 for share in each) or not math.isclose(sum(each), 1.0, abs_tol=1e-9):
-            raise ValueError(f"shares of train, calibration and test are {each}; give numbers from 0 whose sum is 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,23 +228,6 @@ def cuts(length: int, count: int, rng: random.Random) -> tuple[int, ...]:
     One that is whole at 0 or 1 tokens is an example once.
     """
     return (*sorted(rng.sample(range(1, length), min(count, max(0, length - 1)))), length)
-
-
-def split_of(messages: Sequence[Mapping[str, Any]], shares: Shares) -> Split:
-    """Return where a prompt belongs: by its text alone, so that it is the same in every file and run.
-
-    messages: without a constitution, so that a prompt with one goes where the same prompt without one goes.
-    """
-    text = "\n".join(f"{message.get('role')}: {_content(message.get('content'))}" for message in messages)
-    digest = hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=8).digest()
-    place = int.from_bytes(digest) / 2**64
-    if place < shares.train:
-        return Split.TRAIN
-    return Split.CALIBRATION if place < shares.train + shares.calibration else Split.TEST
-
-
-def _content(content: object) -> str:
-    return content if isinstance(content, str) else json.dumps(content, sort_keys=True)
 
 
 def _answer(plain: Mapping[str, Any]) -> Answer:

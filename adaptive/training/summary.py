@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adaptive.evaluation.statistics import quantile
-from adaptive.training.examples import TIE, Group, Split
+from adaptive.splits import Split
+from adaptive.training.examples import TIE, Group
 
 BINS: Final = 10
 """Of the histogram of win-or-tie shares: [0, 0.1), ... and the last with 1 in it."""

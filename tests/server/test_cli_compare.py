@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from adaptive.evaluation.study import Design, Prompt, study
 from adaptive.policy import ScorerName
-from server.cli_compare import compare_command
+from server.cli_selfeval import selfeval_app
 from server.eval_compare import PAPER, Way, compare
 from server.eval_compare_report import table
 from server.eval_report import Report
@@ -90,9 +89,7 @@ def cells(named: Sequence[str], measure: str) -> list[str]:
 
 
 def typed(*arguments: str) -> Any:
-    app = typer.Typer()
-    app.command()(compare_command)
-    return CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(selfeval_app, ["compare", *arguments])
 
 
 def test_a_way_has_the_figures_of_its_report(right: Path, wrong: Path) -> None:

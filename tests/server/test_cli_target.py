@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from adaptive.evaluation.tasks import load
 from adaptive.policy import Mode, ScorerName
-from server.cli_target import target_command
+from server.cli_selfeval import selfeval_app
 from server.eval_cache import RecordingFile
 from server.eval_sampling import EvalError
 from server.policy import build
@@ -50,9 +49,7 @@ def record(directory: Path, right: float) -> None:
 
 
 def target(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(target_command)
-    return CliRunner().invoke(app, ["sums.jsonl", *SETUP, *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(selfeval_app, ["policy", "sums.jsonl", *SETUP, *arguments], env={"COLUMNS": "200"})
 
 
 def test_the_policy_is_told_with_what_to_expect_and_written_for_serve(directory: Path) -> None:

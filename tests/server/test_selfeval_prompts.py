@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from adaptive.evaluation.tasks import TaskError
-from adaptive.training.examples import Shares
+from adaptive.evaluation.tasks import TaskError, load
+from adaptive.splits import SHARES, Split
 from constitutions.compose import Placement, compose_messages, render_block
 from constitutions.formats import from_plain
 from server.selfeval_prompts import (
@@ -24,7 +24,6 @@ from server.selfeval_prompts import (
     read_tasks,
 )
 
-SHARES = Shares()
 USER = {"role": "user", "content": "hello"}
 READERS: dict[str, Callable[[Path], object]] = {
     "tasks": lambda path: read_tasks(str(path), SHARES, None, verified=False),
@@ -48,6 +47,16 @@ def test_a_bundled_data_set_is_named_and_limited() -> None:
     assert [prompt.id for prompt in prompts] == ["gsm8k/1", "gsm8k/2", "gsm8k/3"]
     assert {prompt.family for prompt in prompts} == {"gsm8k"}
     assert all(prompt.verify is not None for prompt in prompts)
+
+
+def test_what_is_sampled_to_train_on_is_never_what_an_evaluation_asks(path: Path) -> None:
+    """The same prompts, from a file of somebody's own, go where the data sets of `preamble eval` have them."""
+    for name, split in (("synthetic", Split.TEST), ("synthetic-calibration", Split.CALIBRATION)):
+        tasks = load(name).tasks
+        assert {prompt.split for prompt in read_tasks(name, SHARES, None, verified=True)} == {split}
+        write(path, *({"id": task.id, "messages": list(task.messages)} for task in tasks))
+        assert {prompt.split for prompt in read_tasks(str(path), SHARES, None, verified=False)} == {split}
+        assert {prompt.split for prompt in read_outcomes(path, SHARES, None)} == {split}
 
 
 def test_prompts_without_verifiers_do_where_the_reward_needs_none(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from adaptive.engine import EngineBusy, EngineFailed
 from adaptive.evaluation.verifiers import build
-from adaptive.training.examples import Split
+from adaptive.splits import Split
 from server.reward import RewardUpstream, reward_upstream
 from server.selfeval_prompts import NamedConstitution, Prompt
 from server.selfeval_rewards import (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adaptive.engine import EngineBusy, EngineFailed, EngineRejected
-from adaptive.training.examples import Split
+from adaptive.splits import Split
 from constitutions.compose import Placement
 from server.selfeval_prompts import NamedConstitution, Prompt
 from server.selfeval_sampling import ChatSampler, DrawnGroup, LoggedAnswers, Setup

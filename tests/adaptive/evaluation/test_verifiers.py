@@ -28,6 +28,12 @@ RIGHT, WRONG = Verdict(1.0, passed=True), Verdict(0.0, passed=False)
         ({"kind": "number", "answer": "1,200"}, ("about 1200.00", "#### 1,200"), ("1 200", "120")),
         ({"kind": "number", "answer": -0.5, "tolerance": 0.1}, ("-.45", "-0.6"), ("0.5", "-0.61")),
         ({"kind": "ifeval", "instructions": [{"id": "punctuation:no_comma"}]}, ("none",), ("one, two",)),
+        (
+            {"kind": "no_repetition"},
+            ("one two three", "a b c d", "It is so. It is so!", "the cat sat on the cat sat", "1 2 3 4, 2 3 4 5"),
+            ("", " ?\n", "a b c d A, B\nc d!", "ha ha ha ha ha", "I say it is so, and it is, I say it is"),
+        ),
+        ({"kind": "no_repetition", "words": 1}, ("each word once",), ("Yes, yes", "")),
     ],
 )
 def test_a_right_reply_passes_and_a_wrong_one_does_not(
@@ -39,7 +45,7 @@ def test_a_right_reply_passes_and_a_wrong_one_does_not(
 
 
 def test_every_kind_is_tried_above() -> None:
-    assert set(KINDS) == {"exact", "regex", "json", "number", "ifeval"}
+    assert set(KINDS) == {"exact", "regex", "json", "number", "ifeval", "no_repetition"}
 
 
 def test_json_with_some_of_its_keys_is_rewarded_and_does_not_pass() -> None:
@@ -82,6 +88,9 @@ def test_the_number_after_the_marks_counts_and_else_the_last() -> None:
         ({"kind": "number", "answer": True}, "verifier.answer"),
         ({"kind": "number", "answer": "NaN"}, "verifier.answer"),
         ({"kind": "number", "answer": 1, "tolerance": -1}, "verifier.tolerance"),
+        ({"kind": "no_repetition", "words": 0}, "verifier.words"),
+        ({"kind": "no_repetition", "words": True}, "verifier.words"),
+        ({"kind": "no_repetition", "words": "4"}, "verifier.words"),
         ({"kind": "ifeval"}, "verifier.instructions"),
         ({"kind": "ifeval", "instructions": [{"id": "x"}]}, "verifier.instructions[0].id"),
     ],

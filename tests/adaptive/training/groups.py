@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adaptive.training.examples import Answer, Group, Split, win_or_tie_shares
+from adaptive.splits import Split
+from adaptive.training.examples import Answer, Group, win_or_tie_shares
 
 
 def answer(reward: float, logprobs: Sequence[float] = (-0.5, -0.25), share: float = 1.0, **more: object) -> Answer:

@@ -1,4 +1,4 @@
-"""Groups, their files, and what is derived from rewards, lengths and prompts."""
+"""Groups, their files, and what is derived from rewards and lengths."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from adaptive.training.examples import (
     Group,
     GroupFile,
     JsonlWriter,
-    Shares,
-    Split,
     cuts,
     examples,
-    split_of,
     win_or_tie_shares,
 )
 from tests.adaptive.training.groups import answer, group
@@ -33,10 +30,6 @@ ODD = replace(
     messages=({"role": "user", "content": [{"type": "text", "text": "a\nb\u2028\x85c \U0001f600"}]},),
     constitution="brief",
 )
-
-
-def user(text: str) -> tuple[dict[str, str], ...]:
-    return ({"role": "user", "content": text},)
 
 
 def test_a_share_counts_the_others_that_are_beaten_or_tied() -> None:
@@ -81,24 +74,6 @@ def test_cuts_are_as_likely_at_every_length() -> None:
     counted = Counter(each for _ in range(4000) for each in cuts(11, 1, rng)[:-1])
     assert set(counted) == set(range(1, 11))
     assert min(counted.values()) > 300
-
-
-def test_a_prompt_is_always_in_the_same_split_and_shares_are_kept() -> None:
-    shares = Shares(0.5, 0.2, 0.3)
-    prompts = [user(f"question {number}") for number in range(4000)]
-    counted = Counter(split_of(prompt, shares) for prompt in prompts)
-    assert counted[Split.TRAIN] / 4000 == pytest.approx(0.5, abs=0.03)
-    assert counted[Split.CALIBRATION] / 4000 == pytest.approx(0.2, abs=0.03)
-    assert [split_of(each, shares) for each in prompts] == [split_of(each, shares) for each in prompts]
-    # A prompt never leaves `train` when that grows: only the boundary moves.
-    more = Shares(0.7, 0.1, 0.2)
-    assert all(split_of(each, more) is Split.TRAIN for each in prompts if split_of(each, shares) is Split.TRAIN)
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.5), (1.2, -0.2, 0.0), (0.0, 0.0, 0.0)])
-def test_shares_that_are_no_whole_are_refused(shares: tuple[float, float, float]) -> None:
-    with pytest.raises(ValueError, match="whose sum is 1"):
-        Shares(*shares)
 
 
 def test_a_group_is_the_same_after_being_written_and_read(tmp_path: Path) -> None:

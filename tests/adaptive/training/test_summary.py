@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adaptive.training.examples import Split
+from adaptive.splits import Split
 from adaptive.training.summary import Summary, as_markdown
 from tests.adaptive.training.groups import answer, group
 
