@@ -1,9 +1,8 @@
 """Token ids that a model has for its self-evaluation alone: no client may ask for them, and none is ever in a reply.
 
 Left alone they never are: their logits lie 48 and more below zero wherever the model writes, which at the highest
-temperature of vLLM (2) leaves them less than 1e-12 of the probability. A client could still raise them, or lower
-everything else, with the fields below. Masks of vLLM itself (`response_format`, `min_tokens`) leave enough ordinary
-tokens in force.
+temperature of vLLM (2) leaves them less than 1e-12 of the probability. A client could still raise them, or lower what is
+above them, with `logit_bias`, `allowed_token_ids` and, on /v1/completions, a `prompt` of token ids.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from typing import Any, Final
 from adaptive.engine import TokenIds
 from server.errors import BadRequest
 
-FIELDS: Final = ("logit_bias", "allowed_token_ids", "prompt")
-"""A body without any of these cannot reach such ids, and need not be looked at."""
 _LOWEST: Final = -100
 """vLLM clamps biases to this."""
 

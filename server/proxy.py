@@ -501,8 +501,9 @@ class _Request:
         if not identity.admin:
             for name in OPERATOR_FIELDS:
                 body.pop(name, None)
-            if "logit_bias" in body or "allowed_token_ids" in body or "prompt" in body:
-                self._keep_new_ids(body)
+        # For an admin too: on loopback everybody is one.
+        if "logit_bias" in body or "allowed_token_ids" in body or "prompt" in body:
+            self._keep_new_ids(body)
         body["cache_salt"] = proxy.salt(identity.tenant)
         if self._route.sampled and proxy.sampling is not None:
             prepared = proxy.sampling.prepare(body, self._policy, identity.user, self._forward)
