@@ -326,8 +326,8 @@ BENCHMARK: Final = (
     "json-object",
     "capital",
 )
-"""The families with something to gain: on training prompts, with SmolLM2-135M, the best of eight answers passes at least
-0.3 more often than one does. Chosen by that alone, before any scorer was trained; the table is in the model card."""
+"""The families with something to gain: on training prompts, with SmolLM2-135M, the best of eight answers passes at
+least 0.3 more often than one does. Chosen by that alone, before any scorer was trained: see the model card."""
 
 
 def every(
