@@ -31,15 +31,16 @@ from adaptive.training.ways import LiteralQuestion, ReadOut, SoftTokens, Trainab
 from server.self_evaluation_config import FILE
 from server.selfeval_calibrate import Calibrated, Source, calibrate
 
-SOFT_TEXT: Final = "\n<|im_start|>user\nRight?<|im_end|>\n"
+SOFT_TEXT: Final = "\n<|im_start|>user\nDid the answer follow every instruction?<|im_end|>\n<|im_start|>assistant\n"
 """Where the soft tokens start from, in words: the embeddings of these tokens."""
 ROWS: Final = "rows.safetensors"
 RECIPES: Final = {
-    Way.TOKENS: Recipe(epochs=3.0, learning_rate=1e-2),
+    Way.TOKENS: Recipe(epochs=1.4, learning_rate=4e-3),
     Way.READ_OUT: Recipe(epochs=12.0, learning_rate=2e-3, weight_decay=0.1, groups=4),
     Way.FINE_TUNED: Recipe(epochs=1.0, learning_rate=3e-4, groups=4),
 }
 _VALIDATION: Final = 0.08
+_MOST_VALIDATION: Final = 40  # more would take longer than what is trained between two validations
 _STATE_GROUPS: Final = 48
 _LORA_RANK: Final = 16
 _LEAST_MASS_SHARE: Final = 0.01
@@ -141,7 +142,7 @@ class _Groups:
         ids = {group.id for group in unseen}
         return cls(
             tuple(group for group in split[Split.TRAIN] if _place(group) >= _VALIDATION),
-            tuple(kept_out),
+            tuple(kept_out[:_MOST_VALIDATION]),
             tuple(group for group in split[Split.CALIBRATION] if group.id not in ids),
             tuple(unseen),
             digest.hexdigest(),

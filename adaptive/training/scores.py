@@ -19,7 +19,7 @@ from adaptive.training.packing import Place
 from adaptive.training.scored import Scored
 
 POSITIONS: Final = (0, 16, 32, 64, 128, 256)
-"""Lengths in tokens at which answers are scored, beside their cuts and their end."""
+"""Lengths in tokens at which answers are scored, beside their end."""
 
 Score = Callable[[Group, Sequence[Place]], Tensor]
 """Log-odds at each place, (places,)."""
@@ -36,11 +36,14 @@ def label_log_odds(states: Tensor, rows: Tensor) -> Tensor:
 
 
 def places_of(group: Group, positions: Sequence[int] = POSITIONS) -> tuple[Place, ...]:
-    """Return where a group's answers are scored: at those lengths, at their cuts, and at their ends."""
+    """Return where a group's answers are scored: at those lengths, as far as they go on there, and at their ends.
+
+    Before the first token all answers are the same, so that is scored once, as the first answer's.
+    """
     places = set()
     for index, answer in enumerate(group.answers):
         length = len(answer.token_ids)
-        places |= {Place(index, tokens) for tokens in (*positions, *answer.cuts, length) if tokens <= length}
+        places |= {Place(index if tokens else 0, tokens) for tokens in (*positions, length) if tokens <= length}
     return tuple(sorted(places, key=lambda place: (place.answer, place.tokens)))
 
 
