@@ -19,9 +19,12 @@ from adaptive.splits import SHARES, Shares, Split
 from server.cli_compare import compare_command
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream, of_setting
 from server.cli_target import target_command
+from server.cli_train import calibrate_command, train_command
 from server.settings import load_settings, mask_arguments
 
 selfeval_app = typer.Typer(no_args_is_help=True, help="Make self-evaluation worth believing.")
+selfeval_app.command("train")(train_command)
+selfeval_app.command("calibrate")(calibrate_command)
 selfeval_app.command("compare")(compare_command)
 selfeval_app.command("policy")(target_command)
 

@@ -2,7 +2,8 @@
 
 Out, in one directory: an ordinary checkpoint with `preamble_self_evaluation.json` beside it (the literal way needs only
 that file), the new rows alone (`rows.safetensors`, a few kilobytes, from which the checkpoint can be rebuilt), and in
-`training/` the learning curves, what resumes an interrupted run, the scored examples and the calibration reports.
+`training/` the learning curves and their picture, what resumes an interrupted run, the scored examples and the
+calibration reports.
 Loads torch and transformers.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +21,16 @@ import torch
 from safetensors.torch import save_file
 
 from adaptive.self_evaluation import LITERAL_QUESTION
+from adaptive.splits import Split
 from adaptive.training import build as builder
 from adaptive.training.checkpoint import NewRows, extend, written
-from adaptive.training.examples import Group, GroupFile, Split
+from adaptive.training.examples import Group, GroupFile
 from adaptive.training.frozen import load_model
 from adaptive.training.loop import Examined, Point, Recipe, TrainingError, train, write_curve
 from adaptive.training.packing import Place
 from adaptive.training.scores import Score, scored
 from adaptive.training.ways import LiteralQuestion, ReadOut, SoftTokens, Trainable, Way
+from server.learning_curve_plot import draw
 from server.self_evaluation_config import FILE
 from server.selfeval_calibrate import Calibrated, Source, calibrate
 
@@ -91,13 +94,14 @@ def run_train(options: TrainOptions, tell: Tell) -> Result:
 
     Raises `TrainingError`, `CheckpointError`, `CalibrateError`.
     """
-    _check(options.ways)
+    _check(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     groups = _Groups.read(options.data)
     folder = options.out / "training"
     folder.mkdir(parents=True, exist_ok=True)
+    _check_same(folder / "of.json", _identity(options, groups))
     session = _Session(options, groups, folder, tell)
     if Way.LITERAL in options.ways:
         return session.literal()
@@ -106,11 +110,52 @@ def run_train(options: TrainOptions, tell: Tell) -> Result:
     return session.rows()
 
 
-def _check(ways: Sequence[Way]) -> None:
+def available_device(asked: str) -> str:
+    """Return where to train: `auto` is a GPU if there is one. Raises `TrainingError` for `cuda` without one."""
+    found: bool = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise TrainingError("torch finds no CUDA device here; leave out --device, or give --device cpu.")
+    return ("cuda" if found else "cpu") if asked == "auto" else asked
+
+
+def _check(options: TrainOptions) -> None:
+    ways = options.ways
     if not ways:
         raise TrainingError("Name a way: " + ", ".join(Way))
     if len(ways) > 1 and not set(ways) <= {Way.TOKENS, Way.READ_OUT}:
         raise TrainingError("Only tokens and read_out share a checkpoint; train the other ways one by one.")
+    if not (options.checkpoint / "config.json").is_file():
+        raise TrainingError(f"{options.checkpoint} is no checkpoint: it has no config.json.")
+    if options.out.resolve() == options.checkpoint.resolve():
+        raise TrainingError(f"{options.out} is the model itself, which stays as it is; give another --out.")
+
+
+def _identity(options: TrainOptions, groups: _Groups) -> dict[str, Any]:
+    """Return what a saved state depends on besides its recipe."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(options.checkpoint.iterdir()):
+        if file.suffix == ".safetensors":
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+    digest.update((options.checkpoint / "config.json").read_bytes())
+    return {
+        "data": groups.digest,
+        "checkpoint": digest.hexdigest(),
+        "rows": options.rows,
+        "soft_text": options.soft_text,
+        "seed": options.seed,
+    }
+
+
+def _check_same(file: Path, identity: dict[str, Any]) -> None:
+    """Remember what the directory's training is of. Raises `TrainingError` if it is of something else."""
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        other = [name for name, value in identity.items() if before.get(name) != value]
+        if other:
+            raise TrainingError(
+                f"{file.parent} is of a training with other {', '.join(other)}; remove it, or give another --out."
+            )
+    file.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +345,8 @@ class _Session:
 
     def _result(self, curves: dict[str, tuple[Point, ...]], calibrated: dict[str, Calibrated], **more: Any) -> Result:
         options, groups = self._options, self._groups
+        if curves:
+            (self._folder / "curve.png").write_bytes(draw(curves))
         report = {
             "format": 1,
             "ways": [way.value for way in options.ways],

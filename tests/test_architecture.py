@@ -16,7 +16,8 @@ ALLOWED = {
 }
 OURS = {"server", "adaptive", "constitutions", "loadtests", "tests"}
 # Seconds and hundreds of megabytes: never in the process that answers requests.
-HEAVY = {"torch", "transformers", "vllm", "gguf", "accelerate", "peft", "safetensors", "sklearn", "scipy", "numpy"}
+TORCH = {"torch", "transformers", "vllm", "gguf", "accelerate", "peft", "safetensors"}
+HEAVY = TORCH | {"sklearn", "scipy", "numpy"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
@@ -48,6 +49,24 @@ def loads(*modules: str, root: Path = ROOT) -> Iterator[Path]:
                     waiting += [f"{node.module}.{alias.name}" for alias in node.names]
 
 
+# They run in a process of their own, or in that of `preamble selfeval train`. All other modules can be loaded, and so
+# tested, where there is no torch.
+LOAD_TORCH = {
+    "adaptive/training/build.py",
+    "adaptive/training/checkpoint.py",
+    "adaptive/training/frozen.py",
+    "adaptive/training/loop.py",
+    "adaptive/training/losses.py",
+    "adaptive/training/packing.py",
+    "adaptive/training/rows.py",
+    "adaptive/training/scores.py",
+    "adaptive/training/ways.py",
+    "server/gguf_conversion.py",
+    "server/learning_curve_plot.py",
+    "server/selfeval_train.py",
+}
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_a_package_imports_only_what_it_may(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
@@ -64,6 +83,15 @@ def test_the_process_that_answers_requests_loads_no_heavy_packages() -> None:
     assert ROOT / "adaptive" / "evaluation" / "tasks.py" in loaded
     for path in loaded:
         assert not HEAVY & set(imports(path, top_level_only=True)), path
+
+
+def test_only_these_modules_load_torch() -> None:
+    found = set()
+    for path in (path for package in ALLOWED for path in (ROOT / package).rglob("*.py")):
+        module = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+        if any(TORCH & set(imports(each, top_level_only=True)) for each in loads(module)):
+            found.add(str(path.relative_to(ROOT)))
+    assert found == LOAD_TORCH
 
 
 def test_heavy_packages_would_be_found_wherever_they_are_loaded_from(tmp_path: Path) -> None:

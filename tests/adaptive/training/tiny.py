@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adaptive.engine import TokenIds
-from adaptive.training.examples import Answer, Group, Split, cuts, win_or_tie_shares
+from adaptive.splits import Split
+from adaptive.training.examples import Answer, Group, cuts, win_or_tie_shares
 
 VOCABULARY: Final = 128
 HIDDEN: Final = 64
