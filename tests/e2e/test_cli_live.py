@@ -87,7 +87,11 @@ def test_doctor_finds_nothing_wrong_with_our_own_engine(vllm: Vllm, tmp_path: Pa
     assert {check["status"] for check in checks.values()} == {"ok"}, checks
     assert vllm.model in checks["model"]["message"]
     assert re.search(r"reused [1-9]\d* of \d+ tokens", checks["cache hit"]["message"])
-    assert "the literal question" in checks["self-evaluation"]["message"]
+    trained = packaged_artefact() is not None and not os.environ.get("TEST_UPSTREAM_URL")
+    in_force = (
+        r"By /.*\. Its question is \d+ trained tokens\. Its scores are calibrated" if trained else "literal question"
+    )
+    assert re.search(in_force, checks["self-evaluation"]["message"])
     assert not (tmp_path / "data").exists()
 
 

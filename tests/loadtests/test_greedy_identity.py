@@ -67,6 +67,6 @@ def test_an_upstream_that_is_no_vllm_is_named() -> None:
         (httpx.Response(401), "/v1/models: .*401"),
         (httpx.Response(200, json={}), "does not list a model"),
     ):
-        transport = httpx.MockTransport(lambda _, answer=answer: answer)  # type: ignore[misc]
+        transport = httpx.MockTransport(lambda _, answer=answer: answer)
         with pytest.raises(Unable, match=said):
             Vllm(httpx.Client(base_url="http://vllm", transport=transport))
