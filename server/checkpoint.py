@@ -37,6 +37,8 @@ CONVERSION = 1
 EXTENSION = 1
 # Beside the plain checkpoint and not in its place: switching from one to the other builds nothing anew.
 EXTENDED = "-self-evaluation"
+# The exit status of gguf_conversion.py where the artefact does not go with the checkpoint.
+UNUSABLE_ARTEFACT = 3
 BUILDING = ".building-"
 POLL_S = 0.2
 REPORT_S = 1.0
@@ -236,6 +238,8 @@ def _convert(source: _Source, building: Path, converter: Path, progress: Progres
             reader.join()
         process.stdout.close()
         process.stderr.close()
+    if process.returncode == UNUSABLE_ARTEFACT and errors:
+        raise CheckpointError(errors[-1].strip())
     if process.returncode != 0:
         raise CheckpointError(
             f"The conversion of {source.gguf.name} ended with status {process.returncode}. Reinstall the engine with "

@@ -17,6 +17,7 @@ from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
+from server.demo_judgement import Judgement, judgement_of
 from server.demo_proxy import DemoError, started_proxy
 from server.interrupts import sigterm_interrupts
 from server.settings import Settings
@@ -43,6 +44,8 @@ _STORY: Final = "Write a short story about a lighthouse keeper."
 _STORY_TOKENS: Final = 160
 # Early enough that something is left to save of a reply this short.
 _BEST_OF_4: Final = {"checkpoints": [{"tokens": 32, "keep": 0.25}]}
+# Good enough is what, by the model's own judgement, a fresh sample would more likely than not fail to beat.
+_UP_TO_4: Final[dict[str, Any]] = {"n_max": 4, "threshold": 0.5, "checkpoints": []}
 _LONG_QUESTION: Final = "Please repeat the last word of this list. " + "sun moon star tree river stone cloud " * 30
 
 
@@ -90,6 +93,7 @@ class Demo:
         self._base_url = base_url
         self._console = console
         self._model = ""
+        self._judgement = Judgement("", calibrated=False)
 
     def walk(self) -> None:
         """Show everything, in the order in which one would try it."""
@@ -102,15 +106,17 @@ class Demo:
         self._preview(ada)
         self._opt_out(ada, plain)
         self._sampled(grace)
+        self._adaptive(grace)
         self._tenants(ada, grace)
         self._changes(metrics_before, self._metrics())
 
     def _models(self, client: openai.OpenAI) -> None:
         self._heading("The models, asked for with the openai client")
-        names = [model.id for model in client.models.list()]
-        self._check(names, "the upstream serves no model")
-        self._model = names[0]
-        self._say(", ".join(names))
+        models = list(client.models.list())
+        self._check(models, "the upstream serves no model")
+        self._model = models[0].id
+        self._judgement = judgement_of(self._model, (models[0].model_extra or {}).get("root"))
+        self._say(", ".join(model.id for model in models))
 
     def _chat_without(self, client: openai.OpenAI) -> Answer:
         self._heading("A chat, before ada has a constitution")
@@ -164,17 +170,35 @@ class Demo:
 
     def _sampled(self, client: openai.OpenAI) -> None:
         self._heading("The best of four, by the model's own judgement")
+        self._say(self._judgement.text)
+        told = self._sample(client, "best-of-4", _BEST_OF_4)
+        self._say(f"{told['candidates']['pruned']} of {told['candidates']['drawn']} stopped early.")
+        self._cost(told)
+
+    def _adaptive(self, client: openai.OpenAI) -> None:
+        self._heading("As many as are needed: adaptive, up to four")
+        threshold = _UP_TO_4["threshold"]
+        probability = "" if self._judgement.calibrated else ", which without calibration is no probability"
+        self._say(f"It stops at the first with a score of {threshold} or more{probability}.")
+        told = self._sample(client, "adaptive", _UP_TO_4)
+        why = {"threshold": "one was good enough", "n_max": "none was good enough before"}.get(told["stop_reason"])
+        reason = why or f"it stopped because of {told['stop_reason']}"
+        self._say(f"{told['candidates']['drawn']} of 4 drawn: {reason}.")
+        self._cost(told)
+
+    def _sample(self, client: openai.OpenAI, alias: str, policy: dict[str, Any]) -> Any:
+        """Show what became of the candidates of one request; return its `preamble` object."""
         completion = client.chat.completions.create(
-            model=f"{self._model}:best-of-4",
+            model=f"{self._model}:{alias}",
             messages=[{"role": "user", "content": _STORY}],
             max_tokens=_STORY_TOKENS,
             seed=1,
-            extra_body={"preamble": _BEST_OF_4},
+            extra_body={"preamble": policy},
         )
         told: Any = (completion.model_extra or {}).get("preamble")
         self._check(told, "a sampled answer does not say what became of its candidates")
         trace: Any = client.get(f"/traces/{completion.id}", cast_to=object)
-        self._say(f"model: {self._model}:best-of-4")
+        self._say(f"model: {self._model}:{alias}")
         self._say(f"> {_STORY}")
         table = Table("candidate", "score at 32", "at its end", "tokens", "fate", "it begins", box=None)
         for each in trace["candidates"]:
@@ -183,8 +207,14 @@ class Demo:
             shown = (scores.get(False, ""), scores.get(True, ""), str(each["tokens"]), each["fate"])
             table.add_row(str(each["index"]), *shown, begins)
         self._console.print(table)
-        drawn, tokens = told["candidates"], told["tokens"]
-        self._say(f"{drawn['pruned']} of {drawn['drawn']} stopped early.")
+        if told["degradations"]:
+            # What stands in the table is then not what was said of the scores.
+            self._say(f"The scores are of {told['scorer']}: {told['degradations'][0]['cause']}.")
+        return told
+
+    def _cost(self, told: Any) -> None:
+        """Say what a request cost, scoring included, beside full best-of-4."""
+        tokens = told["tokens"]
         self._say(f"{tokens['generated']} tokens generated, {tokens['scored']} computed for scores.")
         change = f"{abs(tokens['saved']):.0f} {'fewer' if tokens['saved'] >= 0 else 'more'}"
         about = " (estimated)" if tokens["saved_is_estimated"] else ""

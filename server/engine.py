@@ -174,7 +174,7 @@ class EmbeddedEngine:
         if missing := engine_available(self._model):
             raise EngineError(missing)
         try:
-            model = self._model or str(build_checkpoint(self._cache_dir, progress, artefact=self._artefact))
+            model = self._model or str(self._checkpoint(progress))
         except CheckpointError as error:
             raise EngineError(str(error)) from error
         command = EngineCommand(
@@ -196,6 +196,10 @@ class EmbeddedEngine:
             self.stop()
             raise
         return upstream
+
+    def _checkpoint(self, progress: ProgressListener) -> Path:
+        # Absolute: vLLM tells others where its model lies, and they look beside it for how it judges itself.
+        return build_checkpoint(self._cache_dir.absolute(), progress, artefact=self._artefact)
 
     def stop(self) -> None:
         """End vLLM and everything it started; return when they are gone. Does nothing when it does not run."""

@@ -17,6 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+UNUSABLE_ARTEFACT = 3
+"""Exit status where an artefact does not go with the checkpoint; the last line of standard error says what to do."""
+
 
 def convert(source: Path, target: Path) -> None:
     """Write weights, configuration, generation configuration and tokenizer with its chat template into `target`."""
@@ -46,7 +49,8 @@ def convert_and_extend(source: Path, target: Path, artefact: Path) -> None:
     try:
         extend_by_artefact(plain, target, artefact)
     except CheckpointError as error:
-        raise SystemExit(str(error)) from error
+        print(error, file=sys.stderr)  # noqa: T201 - the protocol with checkpoint.py
+        raise SystemExit(UNUSABLE_ARTEFACT) from error
     shutil.rmtree(plain)
 
 

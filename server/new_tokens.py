@@ -1,8 +1,8 @@
 """Token ids that a model has for its self-evaluation alone: no client may ask for them, and none is ever in a reply.
 
 Left alone they never are: their logits lie 48 and more below zero wherever the model writes, which at the highest
-temperature of vLLM (2) leaves them less than 1e-12 of the probability. A client could still raise them, or lower what
-is above them, with `logit_bias`, `allowed_token_ids` and, on /v1/completions, a `prompt` of token ids.
+temperature of vLLM (2) leaves them about 1e-12 of the probability. A client could still raise them, or lower what is
+above them, with `logit_bias`, `allowed_token_ids` and, on /v1/completions, a `prompt` of token ids.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.checkpoint import packaged_artefact
 from tests.conftest import Vllm
 
 pytestmark = pytest.mark.live
@@ -86,7 +87,11 @@ def test_doctor_finds_nothing_wrong_with_our_own_engine(vllm: Vllm, tmp_path: Pa
     assert {check["status"] for check in checks.values()} == {"ok"}, checks
     assert vllm.model in checks["model"]["message"]
     assert re.search(r"reused [1-9]\d* of \d+ tokens", checks["cache hit"]["message"])
-    assert "the literal question" in checks["self-evaluation"]["message"]
+    trained = packaged_artefact() is not None and not os.environ.get("TEST_UPSTREAM_URL")
+    in_force = (
+        r"By /.*\. Its question is \d+ trained tokens\. Its scores are calibrated" if trained else "literal question"
+    )
+    assert re.search(in_force, checks["self-evaluation"]["message"])
     assert not (tmp_path / "data").exists()
 
 
@@ -110,10 +115,15 @@ def assert_demo_shown(out: str) -> None:
     assert "the same answer as before the constitution" in out
     assert re.search(r"ada, again +(\d+) +[1-9]\d*", out)
     assert re.search(r"grace, first +\d+ +0", out)
-    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +8", out)
-    assert len(re.findall(r"^ ?[0-3] +0\.\d{3} .* (?:returned|finished|pruned) ", out, re.MULTILINE)) == 4
+    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +9", out)
+    best_of_4, _, adaptive = out.partition("As many as are needed")
+    assert len(re.findall(r"^ ?[0-3] +0\.\d{3} .* (?:returned|finished|pruned) ", best_of_4, re.MULTILINE)) == 4
     assert re.search(r"[0-3] of 4 stopped early\.\n\d+ tokens generated, \d+ computed for scores\.", out)
-    assert re.search(r"That is \d+ (?:fewer|more) than all four to their end", out)
+    assert len(re.findall(r"That is \d+ (?:fewer|more) than all four to their end", out)) == 2
+    assert re.search(r"[1-4] of 4 drawn: (?:one was good enough|none was good enough before)\.", adaptive)
+    if packaged_artefact() is not None:
+        assert "Trained self-evaluation is in force, calibrated." in best_of_4
+        assert re.search(r"That is \d+ fewer than", best_of_4)
 
 
 def test_the_demo_walks_through_the_product_in_front_of_a_running_vllm(vllm: Vllm, tmp_path: Path) -> None:

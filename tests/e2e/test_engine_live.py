@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint import build_checkpoint
+from server.checkpoint import build_checkpoint, packaged_artefact
 from server.settings import Settings
 from tests.conftest import Vllm
 
@@ -103,9 +103,9 @@ def test_a_request_without_the_engines_key_is_refused(vllm: Vllm) -> None:
 
 def test_the_checkpoint_is_not_built_a_second_time(vllm: Vllm) -> None:
     cache_dir = Settings().cache_dir
-    build_checkpoint(cache_dir)
+    build_checkpoint(cache_dir, artefact=packaged_artefact())
     started = time.perf_counter()
-    build_checkpoint(cache_dir)
+    build_checkpoint(cache_dir, artefact=packaged_artefact())
     assert time.perf_counter() - started < 0.5
 
 

@@ -142,6 +142,18 @@ def test_another_artefact_rebuilds_the_extended_checkpoint_alone(workshop: Works
     assert workshop.runs() == 3
 
 
+def test_what_is_wrong_with_an_artefact_is_said_as_the_converter_says_it(workshop: Workshop) -> None:
+    workshop.artefact.mkdir()
+    for each in ("rows.safetensors", "preamble_self_evaluation.json"):
+        (workshop.artefact / each).write_text("")
+    (workshop.folder / "converter.py").write_text(
+        "import sys\nprint('some warning', 'it is of another checkpoint', sep='\\n', file=sys.stderr)\nsys.exit(3)"
+    )
+    with pytest.raises(CheckpointError, match=r"^it is of another checkpoint$"):
+        workshop.build(artefact=workshop.artefact)
+    assert [path.name for path in workshop.checkpoints.iterdir()] == [".lock"]
+
+
 def test_an_artefact_counts_only_where_rows_and_configuration_are_there(tmp_path: Path) -> None:
     assert packaged("model", tmp_path) is None
     (tmp_path / "model").mkdir()

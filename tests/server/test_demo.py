@@ -1,0 +1,91 @@
+"""The demo's sampled steps, in front of a scripted upstream, and what it says of how the model judges itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server.demo import Demo
+from server.demo_judgement import judgement_of
+from server.self_evaluation_config import FILE
+from tests.server.running import running_proxy
+from tests.server.sampling_upstream import NO, YES, Reply, SamplingUpstream
+
+FLAT = {
+    "features": ["log_odds"],
+    "buckets": [
+        {"up_to": 48, "weights": [1.0], "bias": 0.0, "knots": [[-9.0, 0.0], [9.0, 1.0]]},
+        {"final": True, "weights": [1.0], "bias": 0.0, "knots": [[-9.0, 0.0], [9.0, 1.0]]},
+    ],
+}
+TRAINED: dict[str, Any] = {
+    "format": 1,
+    "new_ids_from": 1_000_000,
+    "suffix_ids": [1_000_000],
+    "win_or_tie_ids": [NO],
+    "loss_ids": [YES],
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "calibrated"),
+    [
+        (None, "asked the literal question. Its scores are not calibrated", False),
+        (TRAINED, "Trained self-evaluation is in force, not calibrated. Its scores are not", False),
+        (TRAINED | {"calibration": FLAT}, "Trained self-evaluation is in force, calibrated. A score is P(win", True),
+        ({"format": 1, "calibration": FLAT}, f"asked by {FILE}, calibrated. A score is P(win", True),
+        ({"format": 3}, "format is 3; this version of Preamble reads 1. The model is asked the literal", False),
+    ],
+)
+def test_it_says_what_the_model_is_asked_by(tmp_path: Path, written: Any, said: str, calibrated: bool) -> None:
+    if written is not None:
+        (tmp_path / FILE).write_text(json.dumps(written))
+    judgement = judgement_of("m", str(tmp_path))
+    assert said in judgement.text
+    assert judgement.calibrated is calibrated
+
+
+@pytest.mark.parametrize("root", [None, 7, "org/model"])
+def test_a_model_that_lies_elsewhere_is_asked_the_literal_question(root: object) -> None:
+    assert "literal question" in judgement_of("m", root).text
+
+
+async def shown(tmp_path: Path, share: float, written: Any) -> str:
+    """Return what the demo's sampled steps print where the model gives every reply that share."""
+    (tmp_path / FILE).write_text(json.dumps(written))
+    upstream = SamplingUpstream([Reply("a" * 60)], lambda _: share, root=str(tmp_path))
+    text = io.StringIO()
+    async with upstream.serving(), running_proxy(upstream.url, tmp_path / "data", auth="auto", admin_key=None) as proxy:
+
+        def walk() -> None:
+            demo = Demo(proxy.url, Console(file=text, width=120))
+            client = demo._client("grace")
+            demo._models(client)
+            demo._sampled(client)
+            demo._adaptive(client)
+
+        await asyncio.to_thread(walk)
+    return text.getvalue()
+
+
+async def test_calibrated_scores_end_adaptive_sampling_early_and_the_saving_is_told(tmp_path: Path) -> None:
+    out = await shown(tmp_path, 0.9, TRAINED | {"calibration": FLAT})
+    best_of_4, _, adaptive = out.partition("As many as are needed")
+    assert "Trained self-evaluation is in force, calibrated." in best_of_4
+    assert "3 of 4 stopped early." in best_of_4
+    assert "It stops at the first with a score of 0.5 or more.\n" in adaptive
+    assert "1 of 4 drawn: one was good enough." in adaptive
+    assert " fewer than all four to their end would have been" in adaptive
+
+
+async def test_without_calibration_a_threshold_is_said_to_be_no_probability(tmp_path: Path) -> None:
+    out = await shown(tmp_path, 0.1, TRAINED)
+    assert "a score of 0.5 or more, which without calibration is no probability." in out
+    assert "4 of 4 drawn: none was good enough before." in out
+    assert " more than all four to their end would have been" in out.partition("As many as are needed")[2]
