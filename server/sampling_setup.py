@@ -49,10 +49,18 @@ def chat_explorations(
     )
 
 
-def chat_sampling(
+def self_evaluation_configs(settings: Settings, watch: UpstreamWatch) -> SelfEvaluationConfigs:
+    """Return what each model is asked by. Raises `SelfEvaluationConfigError` for a file that the setting names."""
+    file = settings.self_evaluation
+    explicit = None if file is None else read_config(file)
+    return SelfEvaluationConfigs(lambda: watch.profile, explicit=explicit, own=settings.model)
+
+
+def chat_sampling(  # noqa: PLR0917 -- one line of the application's wiring
     settings: Settings,
     upstream: UpstreamClient,
     watch: UpstreamWatch,
+    configs: SelfEvaluationConfigs,
     load: LoadWatch,
     metrics: Metrics,
     policy_of: Callable[[str], PolicyFields | None],
@@ -61,15 +69,11 @@ def chat_sampling(
 ) -> ChatSampling:
     """Return the sampling of chat completions; `policy_of` gives a user's default policy, from memory.
 
-    The ceilings are shared out among the workers, so that they hold. Raises `SelfEvaluationConfigError`.
+    The ceilings are shared out among the workers, so that they hold.
     """
     ceiling = Ceiling(
         settings.worker_candidates - settings.exploration_candidates,
         settings.max_candidates_per_user // settings.workers,
-    )
-    file = settings.self_evaluation
-    configs = SelfEvaluationConfigs(
-        lambda: watch.profile, explicit=None if file is None else read_config(file), own=settings.model
     )
     services = Services(
         upstream=upstream,

@@ -13,12 +13,15 @@ read_out: labels that can be read at every generated token, for the scorer `read
 
 Beside the question, and good for the literal one too where that is left out:
 
-    "min_label_mass": 0.001, "calibration": {"features": ["log_odds"], "buckets": [
+    "new_ids_from": 49152, "min_label_mass": 0.001, "calibration": {"features": ["log_odds"], "buckets": [
         {"up_to": 48, "weights": [0.4], "bias": -0.1, "knots": [[-3, 0.1], [3, 0.8]]},
         {"final": true, "weights": [0.9], "bias": 0, "knots": [[-3, 0.05], [3, 0.95]]}]}
 
-min_label_mass: 0 to 1; below it the model is taken not to answer the question. calibration: the map from raw scores to
-probabilities, see `adaptive.calibration`; `read_out` may have its own of the same form, `read_out.calibration`.
+new_ids_from: the first token id that the checkpoint has for its self-evaluation alone; none from there on is in a text.
+Where suffix_ids begins there, it follows the response as it stands, with its end token if it has one. No client may ask
+for such ids (`server/new_tokens.py`). min_label_mass: 0 to 1; below it the model is taken not to answer the question.
+calibration: the map from raw scores to probabilities, see `adaptive.calibration`; `read_out` may have its own of the
+same form, `read_out.calibration`.
 """
 
 from __future__ import annotations
@@ -32,13 +35,15 @@ from typing import Any, Final
 
 import structlog
 
+from adaptive.artefacts import CONFIG
 from adaptive.calibration import CalibrationError, CalibrationMap
 from adaptive.engine import TokenIds
 from adaptive.scoring import MIN_LABEL_MASS, Labels
 from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion
+from server.new_tokens import NewIds
 from server.probe import UpstreamModel, UpstreamProfile
 
-FILE: Final = "preamble_self_evaluation.json"
+FILE: Final = CONFIG
 FORMAT: Final = 1
 MAX_LABELS: Final = 128
 """vLLM's most `logprob_token_ids` of one request (`MAX_LOGPROB_TOKEN_IDS` in vllm/sampling_params.py)."""
@@ -47,6 +52,7 @@ _TEXT: Final = ("question", "win_or_tie", "loss")
 _IDS: Final = ("suffix_ids", "win_or_tie_ids", "loss_ids")
 _READ_OUT: Final = ("win_or_tie_ids", "loss_ids")
 _ALONE: Final = ("read_out", "calibration", "min_label_mass")
+_NEW: Final = "new_ids_from"
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -68,6 +74,7 @@ class SelfEvaluationConfig:
 
     file: where it is written, None for the literal question, which any model is asked. min_label_mass: of the question.
     calibration, read_out_calibration: of the question's scores and of the read-out's, None where they are taken raw.
+    new_ids_from: from that id on the model's ids are for its self-evaluation alone, None where it has none of these.
     """
 
     question: SelfEvaluationQuestion | QuestionIds = LITERAL_QUESTION
@@ -76,11 +83,35 @@ class SelfEvaluationConfig:
     min_label_mass: float = MIN_LABEL_MASS
     calibration: CalibrationMap | None = None
     read_out_calibration: CalibrationMap | None = None
+    new_ids_from: int | None = None
+
+    @property
+    def new_ids(self) -> TokenIds:
+        """The ids, ascending, that it names and no text has."""
+        if self.new_ids_from is None:
+            return ()
+        named = self.read_out.ids if self.read_out is not None else ()
+        if isinstance(self.question, QuestionIds):
+            named += self.question.suffix + self.question.labels.ids
+        return tuple(sorted({each for each in named if each >= self.new_ids_from}))
+
+    @property
+    def trained_suffix(self) -> bool:
+        """The question is of new tokens. They follow a response as it stands: its end token is part of it."""
+        return isinstance(self.question, QuestionIds) and self.question.suffix[0] in self.new_ids
 
     @property
     def name(self) -> str:
         """What people are told is in force."""
         return "the literal question" if self.file is None else str(self.file)
+
+    @property
+    def about(self) -> str:
+        """What people are told beside the name: what it asks by, and what of it is calibrated."""
+        if not (self.trained_suffix and isinstance(self.question, QuestionIds)):
+            return self.about_calibration
+        count = len(self.question.suffix)
+        return f"Its question is {count} trained token{'s' if count > 1 else ''}. {self.about_calibration}"
 
     @property
     def about_calibration(self) -> str:
@@ -161,6 +192,13 @@ class SelfEvaluationConfigs:
             known = self._known[served.name] = self._read(served)
         return known
 
+    def new_ids(self, model: str | None) -> NewIds | None:
+        """Return the ids that no client may ask that model for, None if it has none. An alias is its model."""
+        if model is not None and ":" in model and self._served(model) is None:
+            model = model.rpartition(":")[0]
+        config = self.of(model)
+        return NewIds(config.new_ids_from, config.new_ids) if config.new_ids_from is not None else None
+
     def lacks_read_out(self, model: str | None) -> bool:
         """Return True if it is known that the model has no read-out; of a model that is not served nothing is."""
         known = self._explicit is not None or self._served(model) is not None
@@ -205,13 +243,14 @@ class _Reader:
         written = value.get("format")
         if written != FORMAT or isinstance(written, bool):
             raise self._wrong("format", f"is {written!r}; this version of Preamble reads {FORMAT}")
-        self._no_others(value, ("format", *_TEXT, *_IDS, *_ALONE), "")
+        self._no_others(value, ("format", _NEW, *_TEXT, *_IDS, *_ALONE), "")
         read_out, read_out_calibration = self._read_out(value.get("read_out"))
         about = SelfEvaluationConfig(
             read_out=read_out,
             min_label_mass=self._share(value.get("min_label_mass", MIN_LABEL_MASS), "min_label_mass"),
             calibration=self._calibration(value.get("calibration"), "calibration"),
             read_out_calibration=read_out_calibration,
+            new_ids_from=self._id(value[_NEW], _NEW) if value.get(_NEW) is not None else None,
         )
         text, ids = ([name for name in names if name in value] for names in (_TEXT, _IDS))
         if text and ids:
@@ -275,8 +314,7 @@ class _Reader:
         if not isinstance(value, list) or not value:
             raise self._wrong(field, "must be a list of at least one token id")
         for place, each in enumerate(value):
-            if not isinstance(each, int) or isinstance(each, bool) or each < 0:
-                raise self._wrong(f"{field}[{place}]", f"is {each!r}; a token id is a whole number from 0")
+            self._id(each, f"{field}[{place}]")
             if self.vocabulary is not None and each >= self.vocabulary:
                 raise self._wrong(
                     f"{field}[{place}]",
@@ -284,6 +322,11 @@ class _Reader:
                     "its own tokenizer",
                 )
         return tuple(value)
+
+    def _id(self, value: Any, field: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._wrong(field, f"is {value!r}; a token id is a whole number from 0")
+        return value
 
     def _distinct(self, field: str, labels: tuple[Any, ...]) -> None:
         ordered = sorted(labels)

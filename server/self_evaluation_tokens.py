@@ -51,7 +51,7 @@ class QuestionTokens:
 
     @property
     def end_id(self) -> int:
-        """The token that ends the assistant's turn: it comes off a response that has ended, before the suffix."""
+        """The token that ends the assistant's turn: it comes off a response that has ended, before a suffix with it."""
         return self.suffix[0] if self.turn_end is None else self.turn_end
 
     @property

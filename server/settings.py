@@ -109,6 +109,11 @@ class Settings(BaseModel):
     model: str | None = Field(
         None, description="Model for the embedded engine: a directory or hub name. Unset: SmolLM2-135M-Instruct."
     )
+    embedded_self_evaluation: bool = Field(
+        True,
+        description="Whether SmolLM2-135M-Instruct gets the trained self-evaluation that ships with Preamble; "
+        "false: the plain checkpoint.",
+    )
     engine_port: int = Field(0, ge=0, le=65535, description="Port of the embedded engine; 0 picks a free one.")
     engine_args: tuple[str, ...] = Field((), description="More arguments for the embedded vLLM, as vLLM takes them.")
     engine_start_timeout_s: float = Field(600.0, gt=0, description="Longest wait for the embedded engine to be ready.")

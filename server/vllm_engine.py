@@ -315,12 +315,14 @@ class ChatSelfEvaluation:
         if not self.engine.prompt:
             raise ScoringFailed("the upstream does not give the prompt's token ids")
         question = await self.tokens.of(self.engine.request.model)
+        # A suffix without the turn's end, as one of trained tokens, follows a response with what end it has.
+        end_ids = frozenset({question.end_id}) if question.ends_the_turn else frozenset[int]()
         scorer = SelfEvaluationScorer(
             self.engine,
             self.engine.prompt,
             question.suffix,
             question.labels,
-            frozenset({question.end_id}),
+            end_ids,
             question.min_label_mass if self.min_label_mass is None else self.min_label_mass,
             question.calibration,
         )

@@ -8,7 +8,7 @@ because a prompt's own text says which of them it is (`adaptive.splits`), whatev
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -313,8 +313,31 @@ FAMILIES: Final[Mapping[str, Callable[[random.Random], _Made]]] = {
 """Name of a family to what makes one task of it: prompt, verifier, system message."""
 
 
-def every(count: int, *, seed: int = 0, splits: frozenset[Split] = frozenset(Split)) -> Iterator[SyntheticTask]:
+BENCHMARK: Final = (
+    "numbered-list",
+    "no-loop",
+    "few-words",
+    "keywords",
+    "forbidden",
+    "ending",
+    "no-comma",
+    "multiplication",
+    "bullets",
+    "json-object",
+    "capital",
+)
+"""The families with something to gain: on training prompts, with SmolLM2-135M, the best of eight answers passes at
+least 0.3 more often than one does. Chosen by that alone, before any scorer was trained: see the model card."""
+
+
+def every(
+    count: int,
+    *,
+    families: Sequence[str] = tuple(FAMILIES),
+    seed: int = 0,
+    splits: frozenset[Split] = frozenset(Split),
+) -> Iterator[SyntheticTask]:
     """Yield that many tasks of each family, one of each family in turn."""
-    by_family = [synthetic(family, count, seed=seed, splits=splits) for family in FAMILIES]
+    by_family = [synthetic(family, count, seed=seed, splits=splits) for family in families]
     for place in range(count):
         yield from (tasks[place] for tasks in by_family if place < len(tasks))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from adaptive.evaluation import families
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
-from adaptive.splits import Split
+from adaptive.splits import Split, split_of
 
 _FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
 _GSM8K_REQUEST: Final = "Reason step by step. End with a line of four number signs and the answer: #### <number>"
@@ -57,10 +57,14 @@ class DataSet:
 def load(name_or_path: str) -> DataSet:
     """Return the data set of that name, or the one in a JSONL file. Raises `TaskError`.
 
+    `NAME:test` (or `:calibration`, `:train`) is those of its prompts that are for that, by the hash of their text.
     A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
     """
+    name, _, split = name_or_path.rpartition(":")
+    if name and split in set(Split):
+        return _of_split(name, Split(split))
     if name_or_path in _SYNTHETIC:
-        return _synthetic(name_or_path)
+        return _synthetic(name_or_path, frozenset(Split))
     bundled = _BUNDLED.get(name_or_path)
     if bundled is not None:
         about, read = bundled
@@ -76,14 +80,23 @@ def load(name_or_path: str) -> DataSet:
     return DataSet(path.stem, _tasks(text, str(path), _own_row), f"the file {path.name}")
 
 
-def _synthetic(name: str) -> DataSet:
-    splits = _SYNTHETIC[name]
+def _of_split(name: str, split: Split) -> DataSet:
+    if name in _SYNTHETIC:
+        return _synthetic(name, frozenset({split}))
+    whole = load(name)
+    tasks = tuple(task for task in whole.tasks if split_of(task.messages) is split)
+    return DataSet(f"{whole.name}-{split.value}", tasks, f"{len(tasks)} of {whole.about}: those for {split.value}")
+
+
+def _synthetic(name: str, splits: frozenset[Split]) -> DataSet:
+    chosen = _SYNTHETIC[name]
     tasks = tuple(
         Task(each.id, each.messages, build(each.verifier), each.family)
-        for each in families.every(_SYNTHETIC_EACH, splits=splits)
+        for each in families.every(_SYNTHETIC_EACH, families=chosen, splits=splits)
     )
-    about = f"{len(tasks)} synthetic prompts of {len(families.FAMILIES)} families, for {' and '.join(sorted(splits))}"
-    return DataSet(name, tasks, about)
+    only = "" if splits == frozenset(Split) else f"-{'-'.join(sorted(splits))}"
+    about = f"{len(tasks)} synthetic prompts of {len(chosen)} families"
+    return DataSet(name + only, tasks, about + (f", for {only[1:]}" if only else ""))
 
 
 def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task]) -> tuple[Task, ...]:
@@ -169,8 +182,7 @@ _BUNDLED: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any], int], Task]
     ),
 }
 _SYNTHETIC_EACH: Final = 200  # of each family at most
-_SYNTHETIC: Final[Mapping[str, frozenset[Split]]] = {
-    "synthetic": frozenset({Split.TEST}),
-    "synthetic-calibration": frozenset({Split.CALIBRATION}),
-    "synthetic-train": frozenset({Split.TRAIN}),
+_SYNTHETIC: Final[Mapping[str, Sequence[str]]] = {
+    "synthetic": families.BENCHMARK,
+    "synthetic-all": tuple(families.FAMILIES),
 }

@@ -19,12 +19,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from adaptive.artefacts import CONFIG, ROWS
+
 DEPTH: Final = 48.0
 """How far below zero the read-out's labels lie. Ordinary logits of the likeliest tokens are 10 to 30 above it."""
 BURIED: Final = 80.0
 """How far below zero everything else that is new lies at ordinary states."""
 _RIDGE: Final = 1e-3
 _WEIGHTS: Final = "model.safetensors"
+_TENSORS: Final = ("soft", "soft_out", "question", "read_out")
+_LABELS: Final = ("win_or_tie_ids", "loss_ids")
 
 
 class CheckpointError(Exception):
@@ -125,13 +129,100 @@ def written(vocabulary: int, rows: NewRows) -> Mapping[str, Any]:
     soft = range(vocabulary, vocabulary + len(rows.soft))
     question = range(soft.stop, soft.stop + len(rows.question))
     read_out = range(question.stop, question.stop + len(rows.read_out))
-    found: dict[str, Any] = {"format": 1}
+    found: dict[str, Any] = {"format": 1, "new_ids_from": vocabulary}
     if soft:
         found["suffix_ids"] = list(soft)
         found |= _labels(question)
     if read_out:
         found["read_out"] = _labels(read_out)
     return found
+
+
+def load_rows(artefact: Path) -> NewRows:
+    """Return the rows of an artefact, a directory that holds `rows.safetensors`.
+
+    Its tensors: soft (soft tokens, hidden), soft_out (1, hidden), the same for each of them and without a row where
+    there are none, question and read_out (labels, hidden). Raises `CheckpointError`.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 -- not for the proxy
+
+    file = artefact / ROWS
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 -- no mapping
+    except (OSError, SafetensorError) as error:
+        raise _unusable(file, f"cannot be read ({error})") from error
+    if missing := sorted(set(_TENSORS) - tensors.keys()):
+        raise _unusable(file, f"lacks {', '.join(missing)}")
+    soft, soft_out, question, read_out = (tensors[name] for name in _TENSORS)
+    for name in _TENSORS:
+        found = tensors[name]
+        if found.dim() != 2 or found.shape[1] != soft.shape[-1] or not bool(found.isfinite().all()):  # noqa: PLR2004
+            raise _unusable(file, f"has a {name} of shape {tuple(found.shape)} that is no matrix of finite rows")
+    if (
+        len(soft_out) != min(1, len(soft))
+        or bool(len(soft)) != bool(len(question))
+        or len(question) % 2 + len(read_out) % 2
+    ):
+        shapes = ", ".join(f"{len(tensors[name])} of {name}" for name in _TENSORS)
+        raise _unusable(file, f"has rows that do not belong together: {shapes}")
+    return NewRows(soft, soft_out.repeat(len(soft), 1), question, read_out)
+
+
+def config_of(artefact: Path, checkpoint: Path, rows: NewRows) -> Mapping[str, Any]:
+    """Return the artefact's `preamble_self_evaluation.json` for a checkpoint that is extended by its rows.
+
+    checkpoint: as it is before. Raises `CheckpointError` where the ids of the file are not those that the rows will
+    have there, or the rows have another length than the checkpoint's: the artefact is another checkpoint's.
+    """
+    file = artefact / CONFIG
+    try:
+        value = json.loads(file.read_bytes())
+        model = json.loads((checkpoint / "config.json").read_bytes())
+        vocabulary, hidden = int(model["vocab_size"]), int(model["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unusable(
+            file, f"cannot be read beside a config.json with vocab_size and hidden_size ({error})"
+        ) from error
+    if rows.soft.shape[1] != hidden:
+        raise _unusable(
+            artefact / ROWS, f"has rows of {rows.soft.shape[1]} numbers, and the checkpoint's have {hidden}"
+        )
+    if not isinstance(value, dict):
+        raise _unusable(file, "is no JSON object")
+    wanted = written(vocabulary, rows)
+    for name, ids in _ids(wanted).items():
+        found = _ids(value).get(name)
+        if found != ids:
+            raise _unusable(file, f"has {name} {found}, and the rows become {ids} behind {vocabulary} ids")
+    if spare := sorted(_ids(value).keys() - _ids(wanted).keys()):
+        raise _unusable(file, f"has {spare[0]}, for which {ROWS} has no rows")
+    return {**value, "new_ids_from": vocabulary}
+
+
+def extend_by_artefact(source: Path, target: Path, artefact: Path) -> None:
+    """Write the checkpoint in `source` to `target` with an artefact's rows, and its configuration beside the weights.
+
+    Raises `CheckpointError`.
+    """
+    rows = load_rows(artefact)
+    config = config_of(artefact, source, rows)
+    extend(source, target, rows)
+    (target / CONFIG).write_text(json.dumps(config) + "\n", encoding="utf-8")
+
+
+def _ids(value: Mapping[str, Any]) -> dict[str, Any]:
+    read_out = value.get("read_out")
+    read_out = read_out if isinstance(read_out, Mapping) else {}
+    found = {name: value[name] for name in ("suffix_ids", *_LABELS) if name in value}
+    return found | {f"read_out.{name}": read_out[name] for name in _LABELS if name in read_out}
+
+
+def _unusable(file: Path, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} {problem}. Take an artefact that `preamble selfeval train` made for this very checkpoint, or do "
+        "without one: set embedded_self_evaluation to false."
+    )
 
 
 def _labels(ids: range) -> dict[str, list[int]]:

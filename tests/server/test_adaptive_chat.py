@@ -519,6 +519,60 @@ async def test_a_question_in_token_ids_follows_every_response_whether_it_has_end
         assert endings == {f"{said}\3\t\n" for said in ("on", "tw", "one", "two")}
 
 
+# Trained tokens; the highest that the scripted upstream can show as text.
+TRAINED = IDS | {"suffix_ids": [1_000_000, 1_000_001], "new_ids_from": 1_000_000}
+
+
+async def test_a_suffix_of_trained_tokens_follows_a_response_with_the_end_that_it_has(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(TRAINED))
+    policy = {"mode": "best_of_n", "n_max": 2, "checkpoints": [{"tokens": 2, "keep": 0.5}]}
+    async with open_setting(
+        Reply("one", gap_s=0.02), Reply("two", gap_s=0.02), settings={"self_evaluation": tmp_path}
+    ) as at:
+        for each in (policy, BEST_OF_3):
+            assert (await at.chat(each)).json()["preamble"]["scorer"] == "self_evaluation"
+        asked = [ids for scoring in at.upstream.scorings for ids in scoring["prompt"]]
+        assert {tuple(ids[-2:]) for ids in asked} == {(1_000_000, 1_000_001)}
+        endings = {"".join(map(chr, ids[:-2])).rpartition("\2assistant\n")[2] for ids in asked}
+        assert endings == {"on", "tw", "one\3", "two\3"}
+
+
+async def test_no_client_can_ask_for_the_tokens_of_self_evaluation(open_setting: Open, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(TRAINED))
+    async with open_setting("one", "two", root=str(tmp_path)) as at:
+        for model in (MODEL, f"{MODEL}:best-of-2"):
+            for field, value in (("logit_bias", {"7": 1, "1000001": 100}), ("allowed_token_ids", [7, NO])):
+                answer = await at.chat(None, model=model, **{field: value})
+                assert answer.status_code == 400
+                assert answer.json()["error"]["param"] == field
+        assert at.upstream.chats == []
+        for prompt in ([5, 1_000_000], [[5], [1_000_000]]):
+            answer = await at.alice.post("/v1/completions", json={"model": MODEL, "prompt": prompt})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"].startswith("prompt")
+
+
+async def test_what_a_client_lowers_stays_above_the_tokens_of_self_evaluation(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps(TRAINED))
+    lowest = {str(each): -100 for each in (1_000_000, 1_000_001, YES, NO)}
+    async with open_setting("one", "two", settings={"self_evaluation": tmp_path}) as at:
+        for policy in (None, BEST_OF_3):
+            assert (await at.chat(policy, logit_bias={"7": -100})).status_code == 200
+        assert [chat["logit_bias"] for chat in at.upstream.chats] == [{"7": -100} | lowest] * 4
+        at.upstream.chats.clear()
+        await at.chat(None, logit_bias={})
+        await at.chat(None, logit_bias="none", allowed_token_ids={"7": 1})
+        assert [chat["logit_bias"] for chat in at.upstream.chats] == [{}, "none"]
+    (tmp_path / FILE).write_text(json.dumps(IDS))  # ids of its own text
+    async with open_setting("one", settings={"self_evaluation": tmp_path}) as at:
+        await at.chat(None, logit_bias={str(NO): 100})
+        assert at.upstream.chats[0]["logit_bias"] == {str(NO): 100}
+
+
 async def test_the_configuration_is_found_where_the_upstream_has_loaded_its_model_from(
     open_setting: Open, tmp_path: Path
 ) -> None:

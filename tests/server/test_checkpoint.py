@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from adaptive.artefacts import CONFIG, ROWS, packaged
 from server.checkpoint import CheckpointError, Progress, build_checkpoint
 
 # Stands in for gguf_conversion.py, which needs torch: same arguments, same protocol. It notes each run.
 CONVERTER = """
 import pathlib, sys, time
-source, target = map(pathlib.Path, sys.argv[1:])
+source, target, *rest = map(pathlib.Path, sys.argv[1:])
 with (source.parent / "runs").open("a") as runs:
     runs.write("run\\n")
 print("dequantizing the weights", flush=True)
 time.sleep(float((source.parent / "takes_s").read_text()))
 (target / "model.safetensors").write_bytes(source.read_bytes() * 2)
 (target / "config.json").write_text("{}")
+for artefact in map(pathlib.Path, rest):
+    (target / "rows").write_bytes((artefact / "rows.safetensors").read_bytes())
 """
 
 
@@ -38,11 +41,16 @@ class Workshop:
     def checkpoints(self) -> Path:
         return self.folder / "cache" / "checkpoints"
 
-    def build(self, heard: list[Progress] | None = None) -> Path:
+    @property
+    def artefact(self) -> Path:
+        return self.folder / "artefact"
+
+    def build(self, heard: list[Progress] | None = None, artefact: Path | None = None) -> Path:
         return build_checkpoint(
             self.folder / "cache",
             (heard if heard is not None else []).append,
             gguf=self.source,
+            artefact=artefact,
             converter=self.folder / "converter.py",
         )
 
@@ -104,6 +112,43 @@ def test_the_same_source_with_another_time_is_not_converted_again(workshop: Work
     os.utime(workshop.source, (1, 1))
     workshop.build()
     assert workshop.runs() == 1
+
+
+def test_an_artefact_extends_a_checkpoint_beside_the_plain_one_and_switching_builds_nothing(
+    workshop: Workshop,
+) -> None:
+    workshop.artefact.mkdir()
+    for name in ("rows.safetensors", "preamble_self_evaluation.json", "README.md"):
+        (workshop.artefact / name).write_text(name)
+    plain, extended = workshop.build(), workshop.build(artefact=workshop.artefact)
+    assert (plain.name, extended.name) == ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct-self-evaluation")
+    assert not (plain / "rows").exists()
+    assert (extended / "rows").read_text() == "rows.safetensors"
+    (workshop.artefact / "README.md").write_text("in other words")
+    assert (workshop.build(), workshop.build(artefact=workshop.artefact)) == (plain, extended)
+    assert workshop.runs() == 2
+
+
+@pytest.mark.parametrize("name", ["rows.safetensors", "preamble_self_evaluation.json"])
+def test_another_artefact_rebuilds_the_extended_checkpoint_alone(workshop: Workshop, name: str) -> None:
+    workshop.artefact.mkdir()
+    for each in ("rows.safetensors", "preamble_self_evaluation.json"):
+        (workshop.artefact / each).write_text("old")
+    plain, extended = workshop.build(), workshop.build(artefact=workshop.artefact)
+    (workshop.artefact / name).write_text("new")
+    assert workshop.build() == plain
+    assert workshop.runs() == 2
+    assert workshop.build(artefact=workshop.artefact) == extended
+    assert workshop.runs() == 3
+
+
+def test_an_artefact_counts_only_where_rows_and_configuration_are_there(tmp_path: Path) -> None:
+    assert packaged("model", tmp_path) is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / ROWS).touch()
+    assert packaged("model", tmp_path) is None
+    (tmp_path / "model" / CONFIG).touch()
+    assert packaged("model", tmp_path) == tmp_path / "model"
 
 
 def test_of_two_builders_at_once_one_builds_and_the_other_waits(workshop: Workshop) -> None:

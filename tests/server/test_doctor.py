@@ -270,7 +270,7 @@ async def test_a_calibration_is_told_of_and_a_small_label_mass_that_it_allows_is
     assert check.status is Status.OK
     assert "P(win or tie) 0.50 before calibration, label mass 0.005" in check.message
     assert check.message.endswith("Its scores are calibrated.")
-    assert "scores are calibrated" in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))).message
+    assert "scores are calibrated" in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path)), None).message
 
 
 async def test_each_of_several_models_is_evaluated_by_its_own(tmp_path: Path) -> None:
@@ -289,14 +289,14 @@ async def test_a_wrong_file_beside_the_model_is_a_warning_and_one_that_is_set_fa
     checks = await check_upstream(settings, ScriptedUpstream(scripted.working_routes()), nonce="n")
     assert_wrong(checks[-1], Status.FAILED, str(tmp_path), "format is 3", "setting self_evaluation")
     local = settings_in(tmp_path, self_evaluation=tmp_path)
-    assert_wrong(check_self_evaluation(local), Status.FAILED, "format is 3", "setting self_evaluation")
-    assert_wrong(check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))), Status.WARNING, "format is 3")
+    assert_wrong(check_self_evaluation(local, None), Status.FAILED, "format is 3", "setting self_evaluation")
+    assert_wrong(check_self_evaluation(settings_in(tmp_path, model=str(tmp_path)), None), Status.WARNING, "format is 3")
 
 
 def test_before_the_embedded_engine_runs_it_says_what_its_model_will_be_asked_by(tmp_path: Path) -> None:
-    assert "the literal question" in check_self_evaluation(settings_in(tmp_path)).message
+    assert "the literal question" in check_self_evaluation(settings_in(tmp_path), None).message
     beside_the_model(tmp_path, IDS)
-    assert str(tmp_path / FILE) in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path))).message
+    assert str(tmp_path / FILE) in check_self_evaluation(settings_in(tmp_path, model=str(tmp_path)), None).message
 
 
 async def test_token_ids_that_vllm_refuses_are_a_warning_in_its_own_words(tmp_path: Path) -> None:
@@ -317,6 +317,37 @@ async def test_a_suffix_that_does_not_end_the_turn_is_a_warning(tmp_path: Path) 
 
     checks = await checks_of(v1_models=beside_the_model(tmp_path, IDS), tokenize=closing)
     assert_wrong(checks["self-evaluation"], Status.WARNING, "begins with token 7", "Begin suffix_ids", "with 2")
+
+
+async def test_a_suffix_of_trained_tokens_needs_no_end_of_the_turn_and_is_told_of(tmp_path: Path) -> None:
+    def closing(payload: Any) -> tuple[int, Any]:
+        status, value = scripted.tokenize(payload)
+        ended = "messages" in payload and not payload.get("continue_final_message")
+        return status, value | ({"tokens": [*value["tokens"], 2]} if ended else {})
+
+    trained = IDS | {"new_ids_from": 7, "win_or_tie_ids": [9], "loss_ids": [10], "calibration": MAP}
+    read_out = {"read_out": {"win_or_tie_ids": [11], "loss_ids": [12], "calibration": MAP}}
+    models = beside_the_model(tmp_path, trained | read_out)
+    check = (await checks_of(v1_models=models, tokenize=closing))["self-evaluation"]
+    assert check.status is Status.OK
+    assert check.message.endswith(
+        "Its question is 2 trained tokens. Its scores are calibrated. "
+        "Its read-out's labels are known too, and calibrated."
+    )
+
+
+def test_before_the_embedded_engine_runs_it_tells_of_the_trained_self_evaluation_that_it_will_get(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "artefact").mkdir()
+    beside_the_model(tmp_path / "artefact", IDS | {"new_ids_from": 7, "calibration": MAP})
+    artefact = tmp_path / "artefact"
+    check = check_self_evaluation(settings_in(tmp_path), artefact)
+    assert check.status is Status.OK
+    assert f"By {artefact / FILE}. Its question is 2 trained tokens. Its scores are calibrated." in check.message
+    plain = settings_in(tmp_path, embedded_self_evaluation=False)
+    assert "the literal question" in check_self_evaluation(plain, artefact).message
+    assert "the literal question" in check_self_evaluation(settings_in(tmp_path, model="org/other"), artefact).message
 
 
 async def test_a_default_policy_that_needs_a_read_out_which_nobody_gave_is_a_warning() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from adaptive.calibration import CalibrationMap
 from adaptive.scoring import MIN_LABEL_MASS, Labels
 from adaptive.self_evaluation import LITERAL_QUESTION, SelfEvaluationQuestion
+from server.new_tokens import NewIds
 from server.probe import UpstreamModel, UpstreamProfile
 from server.self_evaluation_config import (
     FILE,
@@ -84,6 +85,20 @@ def test_a_read_out_has_a_calibration_of_its_own(tmp_path: Path) -> None:
     assert "known too, and not calibrated" in read_config(written(tmp_path, IDS | READ_OUT)).about_calibration
 
 
+def test_a_question_of_new_tokens_says_which_ids_are_the_checkpoints_own(tmp_path: Path) -> None:
+    trained = {"format": 1, "new_ids_from": 20, "suffix_ids": [20, 21], "win_or_tie_ids": [22], "loss_ids": [23]}
+    read_out = {"read_out": {"win_or_tie_ids": [25], "loss_ids": [24]}}
+    config = read_config(written(tmp_path, trained | read_out))
+    assert (config.new_ids, config.trained_suffix) == ((20, 21, 22, 23, 24, 25), True)
+    assert config.about.startswith("Its question is 2 trained tokens. Its scores are not calibrated.")
+    only = read_config(written(tmp_path, {"format": 1, "new_ids_from": 24} | read_out))
+    assert (only.new_ids, only.trained_suffix, only.about) == ((24, 25), False, only.about_calibration)
+    mixed = read_config(written(tmp_path, trained | {"suffix_ids": [2, 20]}))
+    assert (mixed.new_ids, mixed.trained_suffix) == ((20, 22, 23), False)
+    plain = read_config(written(tmp_path, IDS))
+    assert (plain.new_ids, plain.trained_suffix) == ((), False)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -105,6 +120,10 @@ def test_a_read_out_has_a_calibration_of_its_own(tmp_path: Path) -> None:
         (IDS | {"loss_ids": [5]}, "loss_ids leads to the label 5 twice"),
         (IDS | {"loss_ids": list(range(10, 137))}, "loss_ids makes 129 labels; vLLM reads at most 128"),
         (IDS | {"min_label_mass": 1.5}, "min_label_mass is 1.5; it is a number from 0 to 1"),
+        (IDS | {"new_ids_from": -1}, "new_ids_from is -1; a token id is a whole number"),
+        (IDS | {"new_ids_from": True}, "new_ids_from is True"),
+        (IDS | {"new_ids_from": "2"}, "new_ids_from is '2'"),
+        ({"format": 1, "new_ids_from": 2}, "question is missing"),
         (IDS | {"min_label_mass": True}, "min_label_mass is True"),
         (IDS | {"min_label_mass": None}, "min_label_mass is None"),
         (IDS | {"calibration": []}, "calibration must be an object"),
@@ -152,7 +171,7 @@ _VALUES = (
 )
 
 
-_FIELDS = st.sampled_from([*WORDS, *IDS, "read_out", "calibration", "min_label_mass", "x"])
+_FIELDS = st.sampled_from([*WORDS, *IDS, "read_out", "calibration", "min_label_mass", "new_ids_from", "x"])
 
 
 @given(st.dictionaries(_FIELDS, _VALUES))
@@ -208,6 +227,14 @@ def test_each_served_model_has_its_own_and_it_is_read_again_when_the_upstream_ma
     assert configs.of("a") is not LITERAL
     profile[0] = UpstreamProfile(reachable=True, models=models)
     assert configs.of("a") is LITERAL
+
+
+def test_the_new_ids_are_those_of_the_model_that_is_named_or_aliased(tmp_path: Path) -> None:
+    written(tmp_path, IDS | {"new_ids_from": 6})
+    models = (model(tmp_path, "a"), model(None, "b"), model(None, "a:b"))
+    configs = SelfEvaluationConfigs(lambda: UpstreamProfile(reachable=True, models=models))
+    assert configs.new_ids("a") == configs.new_ids(None) == configs.new_ids("a:best-of-4") == NewIds(6, (6, 7, 8))
+    assert [configs.new_ids(name) for name in ("b", "a:b", "b:adaptive", "c")] == [None] * 4
 
 
 def test_nothing_is_known_to_lack_before_the_upstream_has_answered(tmp_path: Path) -> None:
