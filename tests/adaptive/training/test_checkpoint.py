@@ -150,6 +150,7 @@ def test_the_question_in_ids_is_the_question_that_was_trained(tmp_path: Path) ->
 def test_ids_follow_the_old_vocabulary_in_the_order_of_the_rows(tmp_path: Path) -> None:
     assert written(128, random_rows(3, 4, 2)) == {
         "format": 1,
+        "new_ids_from": 128,
         "suffix_ids": [128, 129, 130],
         "win_or_tie_ids": [131, 132],
         "loss_ids": [133, 134],
@@ -157,6 +158,7 @@ def test_ids_follow_the_old_vocabulary_in_the_order_of_the_rows(tmp_path: Path) 
     }
     assert written(128, random_rows(0, 0, 2)) == {
         "format": 1,
+        "new_ids_from": 128,
         "read_out": {"win_or_tie_ids": [128], "loss_ids": [129]},
     }
     assert "read_out" not in written(128, random_rows(1, 2, 0))
