@@ -59,7 +59,7 @@ def test_a_model_that_lies_elsewhere_is_asked_the_literal_question(root: object)
 async def shown(tmp_path: Path, share: float, written: Any) -> str:
     """Return what the demo's sampled steps print where the model gives every reply that share."""
     (tmp_path / FILE).write_text(json.dumps(written))
-    upstream = SamplingUpstream([Reply("a" * 60)], lambda _: share, root=str(tmp_path))
+    upstream = SamplingUpstream([Reply("a" * 60, gap_s=0.02)], lambda _: share, root=str(tmp_path))
     text = io.StringIO()
     async with upstream.serving(), running_proxy(upstream.url, tmp_path / "data", auth="auto", admin_key=None) as proxy:
 
