@@ -28,8 +28,6 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)(?P<names>(?:,?\s`\w+(?:\.(?!py`)\w+)*`)*)")
 NAME = re.compile(r"`([\w.]+)`")
 COMMAND = re.compile(r"^\$ preamble (.+)$", re.MULTILINE)
-COMING = {"selfeval train", "selfeval calibrate", "selfeval policy", "selfeval compare"}
-"""Commands that may not be there yet; where they are, their options are checked like all others."""
 
 
 @dataclass(frozen=True)
@@ -138,5 +136,5 @@ def test_commands_are_shown_with_options_that_they_have(page: Path) -> None:
     assert len(commands) >= 5
     for name, options in commands:
         known = options_of(name)
-        assert known is not None or name in COMING, f"preamble {name}"
-        assert known is None or set(options) <= known, f"preamble {name}: {sorted(set(options) - known)}"
+        assert known is not None, f"preamble {name}"
+        assert set(options) <= known, f"preamble {name}: {sorted(set(options) - known)}"
