@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from adaptive.evaluation.recording import Recording
+from adaptive.lines import COMPRESSED, open_lines
 
 
 class RecordingFile:
@@ -22,9 +24,12 @@ class RecordingFile:
         self.recordings: dict[str, Recording] = {}
         self.ignored = 0
         self._descriptor: int | None = None
-        # By \n only: a reply may hold other line separators. A torn character is part of a torn line.
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-        for line in filter(None, lines):
+        lines = open_lines(path) if path.exists() else io.StringIO()
+        with lines:
+            self._read(lines)
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in filter(None, (each.rstrip("\n") for each in lines)):
             recording = Recording.from_line(line)
             if recording is None:
                 self.ignored += 1
@@ -32,6 +37,8 @@ class RecordingFile:
                 self.recordings[recording.key] = recording
 
     def __enter__(self) -> Self:
+        if self.path.suffix == COMPRESSED:
+            raise ValueError(f"{self.path} is compressed, and can only be read")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._descriptor).st_size

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from adaptive.engine import TokenIds
+from adaptive.lines import open_lines
 from adaptive.splits import Split
 from adaptive.training import parquet
 
@@ -174,8 +175,7 @@ class GroupFile:
             for row in parquet.read(self.path):
                 yield Group.from_plain(row)
             return
-        # Lines end in \n only: a text may hold other separators. A torn character is part of a torn line.
-        with self.path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        with open_lines(self.path) as lines:
             for line in lines:
                 if line.strip():
                     yield Group.from_line(line)
