@@ -64,7 +64,8 @@ def _scored(group: Group, place: Place, log_odds: float) -> Scored:
         log_odds=log_odds,
         tokens=place.tokens,
         final=place.tokens == len(answer.token_ids),
-        mean_log_probability=fmean(logprobs) if logprobs else None,
-        least_log_probability=min(logprobs) if logprobs else None,
+        # As `Reading.of` has it: 0 before the first token.
+        mean_log_probability=fmean(logprobs) if logprobs else 0.0,
+        least_log_probability=min(logprobs, default=0.0),
     )
     return Scored(group.id, group.family, place.answer, reading, answer.win_or_tie, answer.passed)
