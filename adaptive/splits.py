@@ -41,7 +41,7 @@ class Shares:
 
 
 SHARES: Final = Shares()
-"""Those of the synthetic data sets: with others a prompt of `preamble eval synthetic` may be trained on."""
+"""Those of `NAME:test` and its like: with others a prompt of `preamble eval synthetic:test` may be trained on."""
 
 
 def split_of(messages: Sequence[Mapping[str, Any]], shares: Shares = SHARES) -> Split:

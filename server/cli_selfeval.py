@@ -31,7 +31,7 @@ selfeval_app.command("policy")(target_command)
 _WIDTH: Final = 140
 _MODEL_HELP: Final = "Served name of the model to ask; without an upstream, the embedded engine's model."
 _SPLITS_HELP: Final = (
-    "Shares of prompts for train, calibration and test, by the prompt's text. `preamble eval synthetic` has the test "
+    "Shares of prompts for train, calibration and test, by the prompt's text. `preamble eval NAME:test` has the test "
     "prompts of the default."
 )
 _JUDGE_KEY_HELP: Final = "Environment variable that holds the judge's API key."

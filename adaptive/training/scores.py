@@ -43,7 +43,8 @@ def places_of(group: Group, positions: Sequence[int] = POSITIONS) -> tuple[Place
     places = set()
     for index, answer in enumerate(group.answers):
         length = len(answer.token_ids)
-        places |= {Place(index if tokens else 0, tokens) for tokens in (*positions, length) if tokens <= length}
+        reached = {tokens for tokens in (*positions, length) if tokens <= length}
+        places |= {Place(index if tokens or not length else 0, tokens) for tokens in reached}
     return tuple(sorted(places, key=lambda place: (place.answer, place.tokens)))
 
 

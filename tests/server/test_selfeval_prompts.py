@@ -51,7 +51,7 @@ def test_a_bundled_data_set_is_named_and_limited() -> None:
 
 def test_what_is_sampled_to_train_on_is_never_what_an_evaluation_asks(path: Path) -> None:
     """The same prompts, from a file of somebody's own, go where the data sets of `preamble eval` have them."""
-    for name, split in (("synthetic", Split.TEST), ("synthetic-calibration", Split.CALIBRATION)):
+    for name, split in (("synthetic:test", Split.TEST), ("synthetic-all:calibration", Split.CALIBRATION)):
         tasks = load(name).tasks
         assert {prompt.split for prompt in read_tasks(name, SHARES, None, verified=True)} == {split}
         write(path, *({"id": task.id, "messages": list(task.messages)} for task in tasks))

@@ -7,14 +7,14 @@ from collections import Counter
 
 import pytest
 
-from adaptive.evaluation.families import FAMILIES, every, synthetic
-from adaptive.evaluation.tasks import load
+from adaptive.evaluation.families import BENCHMARK, FAMILIES, every, synthetic
+from adaptive.evaluation.tasks import TaskError, load
 from adaptive.evaluation.verifiers import build
 from adaptive.splits import Split, split_of, text_of
 
 SEVERAL = 60
 EGGS = "Grace has 12 eggs, gets 7 more and gives 8 away."
-SETS = {"synthetic": Split.TEST, "synthetic-calibration": Split.CALIBRATION, "synthetic-train": Split.TRAIN}
+SETS = {f"synthetic-all:{split.value}": split for split in Split}
 # The first prompt of each family, a reply that does what it says, and some that do not.
 FIRST: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "addition": ("Compute 5 + 6 and give the result.", "5 + 6 = 11.", ("It is 12.", "eleven", "")),
@@ -202,7 +202,18 @@ def test_synthetic_data_sets_are_of_all_families_and_of_one_split_each() -> None
         assert {split_of(task.messages) for task in data.tasks} == {split}
         assert len({task.id for task in data.tasks}) == len(data.tasks) == len({task.digest for task in data.tasks})
         assert max(Counter(task.family for task in data.tasks).values()) == 200
+        assert data.name == f"synthetic-all-{split.value}"
         assert data.about == f"{len(data.tasks)} synthetic prompts of {len(FAMILIES)} families, for {split.value}"
     first = sets[Split.TEST].tasks[0]
     assert first.messages == ({"role": "user", "content": "Compute 77 + 16 and give the result."},)
     assert (first.verify("93").passed, first.verify("94").passed) == (True, False)
+
+
+def test_a_data_set_can_be_taken_by_split_and_the_benchmark_is_of_its_own_families() -> None:
+    whole = load("ifeval")
+    parts = [load(f"ifeval:{split.value}") for split in Split]
+    assert sorted(task.id for part in parts for task in part.tasks) == sorted(task.id for task in whole.tasks)
+    assert all(part.tasks for part in parts)
+    assert {task.family for task in load("synthetic:test").tasks} == set(BENCHMARK)
+    with pytest.raises(TaskError, match="nowhere"):
+        load("nowhere:test")

@@ -20,11 +20,10 @@ SHORT, LONG = tuple([-0.5] * 3), tuple(-0.1 * place for place in range(1, 41))
 GROUP = group([1.0, 0.0, 0.0], [SHORT, LONG, ()])
 
 
-def test_an_answer_is_scored_at_the_lengths_it_reaches_at_its_cuts_and_at_its_end() -> None:
+def test_an_answer_is_scored_at_the_lengths_it_reaches_and_at_its_end() -> None:
     assert places_of(GROUP, (0, 16, 32, 64)) == (
         Place(0, 0),
         Place(0, 3),
-        Place(1, 0),
         Place(1, 16),
         Place(1, 32),
         Place(1, 40),
@@ -33,7 +32,7 @@ def test_an_answer_is_scored_at_the_lengths_it_reaches_at_its_cuts_and_at_its_en
     cut = Group(
         **{name: getattr(GROUP, name) for name in GROUP.__slots__} | {"answers": (answer(1.0, LONG, cuts=(7, 16, 40)),)}
     )
-    assert [place.tokens for place in places_of(cut, (16,))] == [7, 16, 40]
+    assert [place.tokens for place in places_of(cut, (16,))] == [16, 40]
 
 
 def test_every_scored_example_says_what_is_known_of_its_answer_up_to_there() -> None:
@@ -50,7 +49,8 @@ def test_every_scored_example_says_what_is_known_of_its_answer_up_to_there() -> 
     assert part.mean_log_probability == pytest.approx(-0.85)
     assert part.least_log_probability == pytest.approx(-1.6)
     assert by_place[1, 40].reading.final
-    assert by_place[0, 0].reading.mean_log_probability is None
+    assert by_place[0, 0].reading.mean_log_probability == 0.0
+    assert not by_place[0, 0].reading.final
     empty = by_place[2, 0]
     assert empty.reading.final
     assert (empty.win_or_tie, empty.passed) == (0.5, False)

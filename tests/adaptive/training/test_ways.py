@@ -77,7 +77,7 @@ def test_a_read_out_computes_a_state_once(model: Any) -> None:
     way._model = (None,)  # what is there needs no model
     assert torch.equal(way.states(group, places[1:3]), first[1:3])
     with pytest.raises(AttributeError):
-        way.states(group, places)
+        way.states(group, (*places, Place(1, 2)))
 
 
 def test_a_read_out_is_read_where_the_last_token_was_drawn(model: Any) -> None:
