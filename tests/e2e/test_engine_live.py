@@ -84,7 +84,9 @@ def test_the_engine_is_healthy_and_serves_the_model(vllm: Vllm) -> None:
 
 
 def test_the_converted_model_answers_sensibly_and_stops_by_itself(vllm: Vllm) -> None:
-    choice = chat(vllm, "What is the capital of France?")["choices"][0]
+    # Without "Say:" the two likeliest first tokens are 0.1 nats apart, which another CPU rounds otherwise; with it
+    # no token of the answer is nearer than 0.8.
+    choice = chat(vllm, "Say: What is the capital of France?")["choices"][0]
     assert "Paris" in choice["message"]["content"]
     assert choice["finish_reason"] == "stop"
 

@@ -58,22 +58,25 @@ async def scores(
     return found
 
 
-# Found by trying on SmolLM2-135M-Instruct: of seven questions with up to six opposite constitutions and replies most
-# pairs keep their order whatever the constitution, as so small a model hardly hears it.
-ASKED, ONE, OTHER = "Answer with a number.", "Two.", "Three."
+# Found by trying on SmolLM2-135M-Instruct: of nine questions with four ways to put a principle most pairs are as far
+# apart whatever the constitution, as so small a model hardly hears it. Here it is three steps of bfloat16.
+ASKED, ONE, OTHER = "Tell me about the sea.", "The sea is big.", "Arr, the sea be mighty, matey!"
 
 
-@pytest.mark.parametrize(("wanted", "unwanted"), [(ONE, OTHER), (OTHER, ONE)])
-async def test_of_the_same_two_replies_the_users_own_constitution_decides_which_is_the_better(
-    upstream: UpstreamClient, vllm: Vllm, wanted: str, unwanted: str
+async def test_of_the_same_two_replies_the_users_own_constitution_says_more_for_the_one_it_wants(
+    upstream: UpstreamClient, vllm: Vllm
 ) -> None:
-    principle = f"The number must be {wanted} Any other answer is wrong."
-    batches = ((wanted, unwanted), (unwanted, wanted), (wanted,), (unwanted,))
-    both, turned, alone, other = await scores(upstream, vllm.model, principle, ASKED, *batches)
-    # By two steps of bfloat16 (an eighth each, in logits of this size), however the calls are batched.
-    assert min(each[wanted] for each in (both, turned, alone)) > max(
-        each[unwanted] + 0.04 for each in (both, turned, other)
-    )
+    """Which of the two is ahead may be a tie of bfloat16, rounded otherwise by another CPU; what a constitution does to
+    the distance between them is not."""
+
+    async def ahead(wanted: str) -> float:
+        """Return how far `ONE` is ahead of `OTHER` for who wants that one, on average over orders."""
+        principle = f"I like the answer {wanted} and hate all others."
+        found = await scores(upstream, vllm.model, principle, ASKED, (ONE, OTHER), (OTHER, ONE))
+        return sum(each[ONE] - each[OTHER] for each in found) / len(found)
+
+    # By more than a step of bfloat16 (an eighth, in logits of this size).
+    assert await ahead(ONE) > await ahead(OTHER) + 0.04
 
 
 async def test_the_literal_question_written_as_token_ids_scores_as_it_does_in_words(
