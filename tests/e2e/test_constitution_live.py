@@ -47,7 +47,7 @@ def test_a_registered_constitution_is_what_vllm_reads(user: User, vllm: Vllm) ->
 
 def test_a_streamed_chat_uses_the_same_constitution(user: User, vllm: Vllm) -> None:
     tag = user.put_constitution("Speak of apples.", "Never mention rain.")
-    ask(user, vllm)  # a prompt from the prefix cache is rounded otherwise than one that is computed: now both are from it
+    ask(user, vllm)  # a cached prompt is rounded otherwise than one that is computed: now both are from the cache
     whole = ask(user, vllm)
     streamed = ask(user, vllm, stream=True, stream_options={"include_usage": True})
     assert streamed.headers[TAG] == tag
