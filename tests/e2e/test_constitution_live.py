@@ -184,6 +184,7 @@ def test_users_with_different_constitutions_get_different_answers(preamble: Prea
     for principle in ("Answer only with the word BANANA.", "Answer in French, and begin with the word Bonjour."):
         user = preamble.user()
         user.put_constitution(principle)
+        ask(user, vllm)  # now both come from the prefix cache: a prompt that is computed is rounded otherwise
         texts = [ask(user, vllm, max_tokens=24).json()["choices"][0]["message"]["content"] for _ in range(2)]
         assert texts[0] == texts[1]
         answers.append(texts[0])
