@@ -39,7 +39,7 @@ from server.cli_selfeval import selfeval_app
 from server.demo_proxy import DemoError
 from server.engine import EngineError
 from server.errors import PreambleError
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.serving import ServingError, serve, serve_engine
 from server.settings import Settings, SettingsError, load_settings, load_settings_with_sources
 from server.settings_text import render_settings, settings_as_json

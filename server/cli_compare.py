@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from server.cli_options import AsJson
-from server.terminal import say
+from server.terminal import report_console, say
 
-_WIDTH = 160
 _DIRECTORIES_HELP = "What `preamble eval --out DIR` left, one directory for each way of scoring; NAME is shown for it."
 
 
@@ -40,6 +37,6 @@ def compare_command(
     if as_json:
         typer.echo(json.dumps(plain(comparison)))
         return
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console = report_console(160)
     show(comparison, console)
     say(console, f"\n{out / 'compare.html'}, compare.json, compare-passed.png and compare-reward.png beside it")

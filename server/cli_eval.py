@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,8 @@ from rich.console import Console
 from adaptive.policy import ScorerName
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
 from server.settings import load_settings
+from server.terminal import report_console
 
-_WIDTH = 140
 _DATASET_HELP = "`ifeval`, `gsm8k`, or a JSONL file: a prompt and its verifier on each line."
 _MODEL_HELP = "Served name of the model to ask; without an upstream, the embedded engine's model."
 
@@ -94,8 +93,7 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
         report_only=report_only,
         as_json=as_json,
     )
-    # In a file or a pipe there is no width to keep to.
-    run_eval(settings, options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
+    run_eval(settings, options, out=report_console(), err=Console(stderr=True))
 
 
 def parse_checkpoints(text: str) -> tuple[int, ...]:

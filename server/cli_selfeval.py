@@ -17,10 +17,12 @@ from rich.console import Console
 
 from adaptive.splits import SHARES, Shares, Split
 from server.cli_compare import compare_command
+from server.cli_eval import parse_checkpoints
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream, of_setting
 from server.cli_target import target_command
 from server.cli_train import calibrate_command, train_command
 from server.settings import load_settings, mask_arguments
+from server.terminal import report_console
 
 selfeval_app = typer.Typer(no_args_is_help=True, help="Make self-evaluation worth believing.")
 selfeval_app.command("train")(train_command)
@@ -28,7 +30,6 @@ selfeval_app.command("calibrate")(calibrate_command)
 selfeval_app.command("compare")(compare_command)
 selfeval_app.command("policy")(target_command)
 
-_WIDTH: Final = 140
 _MODEL_HELP: Final = "Served name of the model to ask; without an upstream, the embedded engine's model."
 _SPLITS_HELP: Final = (
     "Shares of prompts for train, calibration and test, by the prompt's text. `preamble eval NAME:test` has the test "
@@ -135,7 +136,7 @@ def data(  # noqa: PLR0917 -- typer passes them by name, one per option
         command=("preamble", *_without_secrets(sys.argv[1:])),
         as_json=as_json,
     )
-    run_data(settings, options, out=_out(), err=Console(stderr=True))
+    run_data(settings, options, out=report_console(), err=Console(stderr=True))
 
 
 @selfeval_app.command()
@@ -161,17 +162,12 @@ def table(
         data=data_file,
         scores=tuple(scores or ()),
         splits=tuple(split or ()),
-        places=_places(checkpoints),
+        places=parse_checkpoints(checkpoints),
         resamples=resamples,
         seed=seed,
         as_json=as_json,
     )
-    run_table(options, out=_out(), err=Console(stderr=True))
-
-
-def _out() -> Console:
-    """Return standard output; in a file or a pipe there is no width to keep to."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH)
+    run_table(options, out=report_console(), err=Console(stderr=True))
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:
@@ -206,15 +202,3 @@ def _shares(text: str) -> Shares:
         raise typer.BadParameter(
             f"{text!r}: write three shares whose sum is 1: {SHARES}", param_hint="--splits"
         ) from error
-
-
-def _places(text: str) -> tuple[int, ...]:
-    try:
-        found = sorted({int(each) for each in text.split(",")})
-    except ValueError:
-        found = [0]
-    if found[0] < 1:
-        raise typer.BadParameter(
-            f"{text!r}: write whole numbers of tokens, 1 or more: 32,64,128", param_hint="--checkpoints"
-        )
-    return tuple(found)

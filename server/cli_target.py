@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from adaptive.evaluation.targets import Aim, Measure, Target, TargetError
 from adaptive.policy import ScorerName
 from server.cli_eval import parse_checkpoints
 from server.cli_options import AsJson
+from server.terminal import report_console
 
-_WIDTH = 140
+if TYPE_CHECKING:
+    from adaptive.evaluation.targets import Target
+
 _DATASET_HELP = "The data set that `preamble eval` has sampled: a name, or a JSONL file."
 
 
@@ -35,7 +36,7 @@ def target_command(  # noqa: PLR0917 -- typer passes them by name, one per optio
     scorer: Annotated[
         ScorerName, typer.Option(help="Where the policy's scores come from.")
     ] = ScorerName.SELF_EVALUATION,
-    measure: Annotated[Measure, typer.Option(help="What counts as quality.")] = Measure.REWARD,
+    measure: Annotated[Literal["passed", "reward"], typer.Option(help="What counts as quality.")] = "reward",
     n: Annotated[int, typer.Option("--n", min=2, max=64, help="Recorded candidates per prompt.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, as many.")] = None,
     seed: Annotated[int, typer.Option(help="That of the sampling.")] = 0,
@@ -62,13 +63,14 @@ def target_command(  # noqa: PLR0917 -- typer passes them by name, one per optio
     worth. If no policy does what is asked for, or full best-of-n gains nothing, no file is written without --force, and
     the exit status is 1.
     """
-    from server.target_command import Options, run_target  # noqa: PLC0415 -- `serve` should not wait for it
+    from adaptive.evaluation.targets import Measure  # noqa: PLC0415 -- `serve` should not wait for it
+    from server.target_command import Options, run_target  # noqa: PLC0415 -- the same
 
     options = Options(
         dataset=dataset,
         target=_target(gain, samples, tokens),
         scorer=scorer,
-        measure=measure,
+        measure=Measure(measure),
         n=n,
         limit=limit,
         seed=seed,
@@ -80,13 +82,14 @@ def target_command(  # noqa: PLR0917 -- typer passes them by name, one per optio
         force=force,
         as_json=as_json,
     )
-    # In a file or a pipe there is no width to keep to.
-    written = run_target(options, out=Console(width=None if sys.stdout.isatty() else _WIDTH), err=Console(stderr=True))
+    written = run_target(options, out=report_console(), err=Console(stderr=True))
     if not written:
         raise typer.Exit(1)
 
 
 def _target(gain: float | None, samples: float | None, tokens: float | None) -> Target:
+    from adaptive.evaluation.targets import Aim, Target, TargetError  # noqa: PLC0415 -- as above
+
     given = {Aim.GAIN: gain, Aim.SAMPLES: samples, Aim.TOKENS: tokens}
     targets = [(aim, amount) for aim, amount in given.items() if amount is not None]
     if len(targets) != 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -16,13 +15,12 @@ from rich.console import Console
 
 from server.checkpoint import CheckpointError, build_checkpoint
 from server.cli_options import AsJson, CacheDir, Config
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.interrupts import sigterm_interrupts
 from server.settings import load_settings
-from server.terminal import say, shown_progress
+from server.terminal import report_console, say, shown_progress
 from server.training_progress import Training
 
-_WIDTH: Final = 140
 _WAY_HELP: Final = (
     "tokens: new soft tokens after the answer, and labels for them. read_out: labels read at every token. fine_tuned: "
     "adapters for the literal question, merged. literal: a calibration map alone. tokens and read_out may share a "
@@ -112,7 +110,7 @@ def train_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     if as_json:
         typer.echo(json.dumps(result.report))
         return
-    told = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    told = report_console()
     for name, curve in result.curves.items():
         say(told, f"{name}: {len(curve)} validations, the last after {curve[-1].groups} prompts")
     for source, calibrated in result.calibrated.items():
@@ -165,7 +163,7 @@ def calibrate_command(  # noqa: PLR0917 -- as above
     if as_json:
         typer.echo(json.dumps(found.report))
         return
-    told = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    told = report_console()
     for line in found.lines():
         say(told, line)
 

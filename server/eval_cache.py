@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from adaptive.evaluation.recording import Recording
 from adaptive.lines import COMPRESSED, open_lines
+from server.line_file import LineFile
 
 
-class RecordingFile:
+class RecordingFile(LineFile):
     """The recordings of one file by key; of several with one key the latest. A context manager while it is added to.
 
     ignored: lines that could not be read: torn by a kill, or of another format.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.recordings: dict[str, Recording] = {}
         self.ignored = 0
-        self._descriptor: int | None = None
         lines = open_lines(path) if path.exists() else io.StringIO()
         with lines:
             self._read(lines)
@@ -39,25 +37,11 @@ class RecordingFile:
     def __enter__(self) -> Self:
         if self.path.suffix == COMPRESSED:
             raise ValueError(f"{self.path} is compressed, and can only be read")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")  # close the torn line, or the next one would be lost with it
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        return super().__enter__()
 
     def add(self, recording: Recording) -> None:
-        """Write a recording, in one piece. Raises `ValueError` outside of the context."""
-        if self._descriptor is None:
-            raise ValueError("the file is not open")
-        os.write(self._descriptor, recording.to_line().encode() + b"\n")
+        """Write a recording, in one piece. Raises `ValueError` outside of the context, `OSError`."""
+        self._append(recording.to_line().encode() + b"\n")
         self.recordings[recording.key] = recording
 
     def has(self, key: str, checkpoints: Collection[int], scorers: Collection[str] = ()) -> bool:

@@ -20,12 +20,13 @@ from adaptive.evaluation.tasks import DataSet, Task, TaskError, load
 from adaptive.policy import ScorerName
 from adaptive.scoring import MIN_LABEL_MASS
 from server.eval_cache import RecordingFile
+from server.eval_errors import EvalError
 from server.eval_plot import draw
 from server.eval_progress import Shown
 from server.eval_prompts import recorded_prompts
 from server.eval_report import Report, as_html, show
 from server.eval_rescoring import Candidates, Rescorer, candidates_of
-from server.eval_sampling import EvalError, Sampled, Sampler, connect, jobs_of, record
+from server.eval_sampling import Sampled, Sampler, connect, jobs_of, record
 from server.eval_upstream import client_of, upstream_for
 from server.interrupts import sigterm_interrupts
 from server.machine import this_machine

@@ -15,7 +15,7 @@ from typing import Any, Final
 from adaptive.evaluation.statistics import Estimate
 from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, PROBABILITIES, PRUNED, Family, Pick
 from adaptive.policy import ScorerName
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 
 BETTERS: Final = ("passed", "reward")
 

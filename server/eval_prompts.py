@@ -9,7 +9,8 @@ from adaptive.evaluation.study import Prompt
 from adaptive.evaluation.tasks import Task
 from adaptive.policy import ScorerName
 from server.eval_cache import RecordingFile
-from server.eval_sampling import EvalError, jobs_of
+from server.eval_errors import EvalError
+from server.eval_sampling import jobs_of
 
 
 def recorded_prompts(

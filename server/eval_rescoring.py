@@ -18,7 +18,8 @@ from adaptive.engine import EngineFailed
 from adaptive.evaluation.recording import Recording, Setup
 from adaptive.evaluation.tasks import Task
 from adaptive.policy import ScorerName
-from server.eval_sampling import EvalError, Job, Sampled, Scored, jobs_of, score
+from server.eval_errors import EvalError
+from server.eval_sampling import Job, Sampled, Scored, jobs_of, score
 from server.vllm_engine import VllmEngine
 
 Candidates = Mapping[tuple[str, int], Recording]

@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,6 +41,7 @@ from adaptive.scoring import (
     ScoringFailed,
 )
 from server.errors import UpstreamUnavailable
+from server.eval_errors import EvalError
 from server.probe import Scoring, UpstreamModel, UpstreamProfile, probe
 from server.self_evaluation_config import SelfEvaluationConfig, SelfEvaluationConfigError, in_force, read_config
 from server.self_evaluation_tokens import QuestionTokens, SelfEvaluationTokens
@@ -55,6 +56,7 @@ _LONGEST_WAIT_S: Final = 15.0
 _OK: Final = 200
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _NO_READ_OUT: Final = (
     "read_out needs a model that was trained for it, and of {} no labels are known: leave it out of --scorers, or name "
@@ -67,10 +69,6 @@ _NOT_BOTH: Final = (
     "group_confidence and read_out cannot ride on the same tokens: vLLM reports the alternatives or the labels. Leave "
     "one of them out of --scorers."
 )
-
-
-class EvalError(Exception):
-    """An evaluation could not be made, or not go on. The message says why and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,17 +240,26 @@ async def record(
     gone. Cancelling it aborts every candidate upstream.
     """
 
-    async def work() -> None:
-        for job in waiting:
-            try:
-                keep(await persistently(partial(make, job), clock))
-            except EngineError as error:
-                if isinstance(error.__cause__, UpstreamUnavailable):
-                    raise EvalError(f"The upstream is gone: {error}") from error
-                lose(f"candidate {job.index} of {job.task.id}: {error}")
+    async def work(job: Job) -> None:
+        try:
+            keep(await persistently(partial(make, job), clock))
+        except EngineError as error:
+            if isinstance(error.__cause__, UpstreamUnavailable):
+                raise EvalError(f"The upstream is gone: {error}") from error
+            lose(f"candidate {job.index} of {job.task.id}: {error}")
 
-    waiting: Iterator[Job] = iter(jobs)
-    workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(jobs)))]
+    await in_parallel(work, jobs, concurrency)
+
+
+async def in_parallel(work: Callable[[Item], Awaitable[None]], items: Sequence[Item], concurrency: int) -> None:
+    """Work on each item, that many at a time, in their order. What one raises ends all; so does being cancelled."""
+
+    async def take() -> None:
+        for item in waiting:
+            await work(item)
+
+    waiting = iter(items)
+    workers = [asyncio.create_task(take()) for _ in range(min(concurrency, len(items)))]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import shlex
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,8 +30,9 @@ from adaptive.training.parquet import ParquetMissing
 from adaptive.training.summary import Summary, as_markdown
 from constitutions.compose import Placement
 from server.errors import UpstreamUnavailable
+from server.eval_errors import EvalError
 from server.eval_progress import Shown
-from server.eval_sampling import EvalError, fingerprint_of, persistently, root_of, served_by
+from server.eval_sampling import fingerprint_of, in_parallel, persistently, root_of, served_by
 from server.eval_upstream import client_of, upstream_for
 from server.interrupts import sigterm_interrupts
 from server.machine import Machine, this_machine
@@ -414,14 +415,7 @@ class Maker:
 
         Raises `EvalError` when the upstream is gone or nothing comes of many in a row. Cancelling it aborts upstream.
         """
-        waiting = iter(prompts)
-        workers = [asyncio.create_task(self._work(waiting, keep, lose)) for _ in range(min(concurrency, len(prompts)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await in_parallel(partial(self._work, keep, lose), prompts, concurrency)
 
     async def groups(self, prompts: Sequence[Prompt], count: int) -> AsyncGenerator[Group, None]:
         """Yield what was had of these prompts, in their order. count: of random cuts per answer."""
@@ -436,20 +430,19 @@ class Maker:
                 rewards = tuple(self._kept.rewards.get(self._reward_key(key))["rewards"])
             yield compared(prompt, drawn, rewards, messages=self._answers.messages(prompt), count=count, key=key)
 
-    async def _work(self, prompts: Iterator[Prompt], keep: Callable[[int], None], lose: Callable[[str], None]) -> None:
-        for prompt in prompts:
-            try:
-                keep(await self._one(prompt))
-            except EngineError as error:
-                if isinstance(error.__cause__, UpstreamUnavailable):
-                    raise EvalError(f"The upstream is gone: {error}") from error
-                self.lost[prompt.id] = str(error)
-                self._lost_in_a_row += 1
-                lose(f"{prompt.id}: {error}")
-                if self._lost_in_a_row >= _LOST_IN_A_ROW:
-                    raise EvalError(f"{self._lost_in_a_row} prompts in a row were lost; the last: {error}") from error
-            else:
-                self._lost_in_a_row = 0
+    async def _work(self, keep: Callable[[int], None], lose: Callable[[str], None], prompt: Prompt) -> None:
+        try:
+            keep(await self._one(prompt))
+        except EngineError as error:
+            if isinstance(error.__cause__, UpstreamUnavailable):
+                raise EvalError(f"The upstream is gone: {error}") from error
+            self.lost[prompt.id] = str(error)
+            self._lost_in_a_row += 1
+            lose(f"{prompt.id}: {error}")
+            if self._lost_in_a_row >= _LOST_IN_A_ROW:
+                raise EvalError(f"{self._lost_in_a_row} prompts in a row were lost; the last: {error}") from error
+        else:
+            self._lost_in_a_row = 0
 
     async def _one(self, prompt: Prompt) -> int:
         """Return how many tokens were generated. Raises `EngineError`."""

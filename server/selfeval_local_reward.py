@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.reward import asked
 
 _BATCH: Final = 8

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from adaptive.evaluation.tasks import TaskError, load
+from adaptive.evaluation.tasks import TaskError, load, read_text, rows
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
 from adaptive.splits import Shares, Split, split_of
 from constitutions.compose import Placement, compose_messages, render_block
@@ -188,21 +188,8 @@ def _plain_tasks(path: Path, shares: Shares) -> list[Prompt]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the objects of a file, each with where it stands. Raises `TaskError`, also for a file without any."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} cannot be read: {error}") from error
     empty = True
-    for number, line in enumerate(text.split("\n"), start=1):  # not by splitlines: texts hold other separators
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise TaskError(f"{where}: is no JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise TaskError(f"{where}: is no object.")
+    for _, where, row in rows(read_text(path), str(path)):
         empty = False
         yield where, row
     if empty:

@@ -19,7 +19,7 @@ from adaptive.splits import Split
 from adaptive.training.examples import Group, GroupFile
 from adaptive.training.parquet import ParquetMissing
 from adaptive.training.table import Accuracy, FamilyRow, Scores, plain, table
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.terminal import say
 
 FILES: Final = ("examples.jsonl", "examples.parquet")

@@ -21,8 +21,8 @@ from adaptive.evaluation.targets import Aim, Expected, Measure, Proposal, Search
 from adaptive.evaluation.tasks import DataSet, TaskError, load
 from adaptive.policy import ScorerName
 from server.eval_cache import RecordingFile
+from server.eval_errors import EvalError
 from server.eval_prompts import recorded_prompts
-from server.eval_sampling import EvalError
 from server.machine import this_machine
 from server.policy import to_text
 from server.policy_file import policy_fields, write_policy_file

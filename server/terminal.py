@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,11 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from server.checkpoint import Progress
+
+
+def report_console(width: int = 140) -> Console:
+    """Return standard output for a report. In a file or a pipe there is no width to keep to: there it is `width`."""
+    return Console(width=None if sys.stdout.isatty() else width)
 
 
 @contextlib.contextmanager

@@ -80,7 +80,10 @@ def test_the_process_that_answers_requests_loads_no_heavy_packages() -> None:
     """The conversion script runs as a process of its own, and training in that of its command."""
     loaded = list(loads("server.__main__", "server.cli", "server.app"))
     assert ROOT / "adaptive" / "best_of_n.py" in loaded
-    assert ROOT / "adaptive" / "evaluation" / "tasks.py" in loaded
+    assert ROOT / "adaptive" / "calibration.py" in loaded
+    # What `preamble eval` and `selfeval` need, `serve` does not wait for.
+    assert ROOT / "adaptive" / "evaluation" / "tasks.py" not in loaded
+    assert ROOT / "server" / "eval_sampling.py" not in loaded
     for path in loaded:
         assert not HEAVY & set(imports(path, top_level_only=True)), path
 

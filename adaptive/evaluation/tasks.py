@@ -73,11 +73,7 @@ def load(name_or_path: str) -> DataSet:
     path = Path(name_or_path)
     if not path.is_file():
         raise TaskError(f"{name_or_path} is neither a file nor one of {', '.join(sorted({*_BUNDLED, *_SYNTHETIC}))}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} cannot be read: {error}") from error
-    return DataSet(path.stem, _tasks(text, str(path), _own_row), f"the file {path.name}")
+    return DataSet(path.stem, _tasks(read_text(path), str(path), _own_row), f"the file {path.name}")
 
 
 def _of_split(name: str, split: Split) -> DataSet:
@@ -101,14 +97,7 @@ def _synthetic(name: str, splits: frozenset[Split]) -> DataSet:
 
 def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task]) -> tuple[Task, ...]:
     tasks: dict[str, Task] = {}
-    for number, line in _lines(text):
-        where = f"{source}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise TaskError(f"{where}: is no JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise TaskError(f"{where}: is no object.")
+    for number, where, row in rows(text, source):
         try:
             task = read(row, number)
         except VerifierError as error:
@@ -121,11 +110,30 @@ def _tasks(text: str, source: str, read: Callable[[Mapping[str, Any], int], Task
     return tuple(tasks.values())
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not empty, with their numbers. By line feeds only: texts hold other separators."""
+def read_text(path: Path) -> str:
+    """Return what a file says. Raises `TaskError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read: {error}") from error
+
+
+def rows(text: str, source: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield the objects of JSON lines that are not empty: the line's number, where that is, and the object.
+
+    source: what the text is called in errors. By line feeds only: texts hold other separators. Raises `TaskError`.
+    """
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, line
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{where}: is no JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise TaskError(f"{where}: is no object.")
+        yield number, where, row
 
 
 def _own_row(row: Mapping[str, Any], number: int) -> Task:

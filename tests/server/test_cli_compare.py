@@ -16,8 +16,8 @@ from adaptive.policy import ScorerName
 from server.cli_selfeval import selfeval_app
 from server.eval_compare import PAPER, Way, compare
 from server.eval_compare_report import table
+from server.eval_errors import EvalError
 from server.eval_report import Report
-from server.eval_sampling import EvalError
 from server.machine import Machine
 from tests.adaptive.evaluation.recordings import CHECKPOINTS, SETUP, Made, prompt
 

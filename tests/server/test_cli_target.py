@@ -14,7 +14,7 @@ from adaptive.evaluation.tasks import load
 from adaptive.policy import Mode, ScorerName
 from server.cli_selfeval import selfeval_app
 from server.eval_cache import RecordingFile
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.policy import build
 from server.policy_file import read_policy_file
 from server.settings import load_settings

@@ -16,8 +16,9 @@ from adaptive.evaluation.recording import RecordedScore, Recording, Setup
 from adaptive.evaluation.tasks import Task
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.policy import ScorerName
+from server.eval_errors import EvalError
 from server.eval_rescoring import Rescorer, candidates_of
-from server.eval_sampling import EvalError, Sampled, Sampler, connect, jobs_of, record
+from server.eval_sampling import Sampled, Sampler, connect, jobs_of, record
 from server.self_evaluation_config import FILE
 from server.upstream import Timeouts, UpstreamClient
 from tests.server.sampling_upstream import NO, YES, Reply, SamplingUpstream

@@ -18,7 +18,8 @@ from adaptive.evaluation.tasks import Task
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.policy import ScorerName
 from adaptive.seeds import candidate_seed
-from server.eval_sampling import EvalError, Job, Sampled, Sampler, connect, jobs_of
+from server.eval_errors import EvalError
+from server.eval_sampling import Job, Sampled, Sampler, connect, jobs_of
 from server.eval_sampling import record as recorded
 from server.self_evaluation_config import FILE
 from server.upstream import Timeouts, UpstreamClient

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adaptive.engine import EngineFailed
-from server.eval_sampling import EvalError
+from server.eval_errors import EvalError
 from server.selfeval_local_reward import LocalRewardModel
 from server.selfeval_rewards import LocalReward
 from tests.server.test_selfeval_rewards import PROMPT
