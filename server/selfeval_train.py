@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 
 from adaptive.self_evaluation import LITERAL_QUESTION
 from adaptive.splits import Split
 from adaptive.training import build as builder
-from adaptive.training.checkpoint import NewRows, extend, written
+from adaptive.training.checkpoint import extend, save_rows, written
 from adaptive.training.examples import Group, GroupFile
 from adaptive.training.frozen import load_model
 from adaptive.training.loop import Examined, Point, Recipe, TrainingError, train, write_curve
@@ -36,7 +35,6 @@ from server.selfeval_calibrate import Calibrated, Source, calibrate
 
 SOFT_TEXT: Final = "\n<|im_start|>user\nDid the answer follow every instruction?<|im_end|>\n<|im_start|>assistant\n"
 """Where the soft tokens start from, in words: the embeddings of these tokens."""
-ROWS: Final = "rows.safetensors"
 RECIPES: Final = {
     Way.TOKENS: Recipe(epochs=1.4, learning_rate=4e-3),
     Way.READ_OUT: Recipe(epochs=12.0, learning_rate=2e-3, weight_decay=0.1, groups=4),
@@ -221,7 +219,7 @@ class _Session:
         kept = builder.clearance(self._model, builder.sample_states(self._model, unseen, tokens), rows)
         vocabulary = self._model.config.vocab_size
         extend(options.checkpoint, options.out, rows)
-        self._save_rows(rows)
+        save_rows(options.out, rows)
         config = dict(written(vocabulary, rows))
         if kept.least_asked_mass is not None:
             # Far below what the labels have where they were trained to be read, far above what they have elsewhere.
@@ -267,18 +265,20 @@ class _Session:
         text = self._tokenizer()(self._options.soft_text, add_special_tokens=False).input_ids
         tokens = SoftTokens(self._model, tuple(text), rows=self._options.rows)
         tokens.to(self._options.device)
-        with torch.no_grad():
-            first = self._groups.train[:: max(1, len(self._groups.train) // 24)]
-            tokens.rows.fit_normaliser(torch.cat([tokens.states(each, _wholes(each)) for each in first]))
+        self._fit_normaliser(tokens, 24)
         return tokens
 
     def _read_out(self) -> ReadOut:
         read_out = ReadOut(self._model, rows=self._options.rows)
         read_out.to(self._options.device)
-        with torch.no_grad():
-            first = self._groups.train[:: max(1, len(self._groups.train) // 48)]
-            read_out.rows.fit_normaliser(torch.cat([read_out.states(each, _wholes(each)) for each in first]))
+        self._fit_normaliser(read_out, 48)
         return read_out
+
+    def _fit_normaliser(self, way: SoftTokens | ReadOut, groups: int) -> None:
+        """Take mean and spread from whole answers to about that many prompts."""
+        with torch.no_grad():
+            some = self._groups.train[:: max(1, len(self._groups.train) // groups)]
+            way.rows.fit_normaliser(torch.cat([way.states(each, _wholes(each)) for each in some]))
 
     def _literal_question(self, model: Any, *, trained: bool) -> LiteralQuestion:
         tokenizer = self._tokenizer()
@@ -331,17 +331,6 @@ class _Session:
         found = calibrate(files[0], files[1], self._options.out, source=source, seed=self._options.seed)
         found.write(self._folder / f"calibration-{source.value}")
         return found
-
-    def _save_rows(self, rows: NewRows) -> None:
-        tensors = {
-            "soft": rows.soft,
-            "soft_out": rows.soft_out[:1].clone(),
-            "question": rows.question,
-            "read_out": rows.read_out,
-        }
-        save_file(
-            {name: each.to(torch.bfloat16).contiguous() for name, each in tensors.items()}, self._options.out / ROWS
-        )
 
     def _result(self, curves: dict[str, tuple[Point, ...]], calibrated: dict[str, Calibrated], **more: Any) -> Result:
         options, groups = self._options, self._groups

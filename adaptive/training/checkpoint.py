@@ -138,6 +138,15 @@ def written(vocabulary: int, rows: NewRows) -> Mapping[str, Any]:
     return found
 
 
+def save_rows(artefact: Path, rows: NewRows) -> None:
+    """Write the rows of an artefact, in bfloat16, as `load_rows` reads them."""
+    from safetensors.torch import save_file  # noqa: PLC0415 -- not for the proxy
+
+    tensors = {"soft": rows.soft, "soft_out": rows.soft_out[:1], "question": rows.question, "read_out": rows.read_out}
+    # A copy of each: safetensors refuses tensors that share memory.
+    save_file({name: each.to(torch.bfloat16, copy=True) for name, each in tensors.items()}, artefact / ROWS)
+
+
 def load_rows(artefact: Path) -> NewRows:
     """Return the rows of an artefact, a directory that holds `rows.safetensors`.
 
