@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,20 @@ def watched(vllm: Vllm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
             until(lambda: prometheus.healthy_targets() == set(targets), timeout_s=20, what="both are scraped")
             started = time.time()
             put_load(proxy.user(), vllm.model)
-            until(lambda: proxy.metric(FINISHED) >= 2, timeout_s=60, what="two requests are explored")
-            explored = int(proxy.metric(FINISHED))
+            explored = settled(lambda: int(proxy.metric(FINISHED)), at_least=2)
             time.sleep(3 * SCRAPE_INTERVAL_S)  # the last of it is scraped
             yield Watched(prometheus, started, time.time(), explored)
+
+
+def settled(count: Callable[[], int], at_least: int) -> int:
+    """Return a count that has not moved for two seconds: explorations go on after their request is answered."""
+    deadline = time.monotonic() + 60
+    before, now = -1, count()
+    while now < at_least or now != before:
+        assert time.monotonic() < deadline, f"still at {now}"
+        time.sleep(2)
+        before, now = now, count()
+    return now
 
 
 def put_load(user: User, model: str) -> None:
@@ -121,7 +131,7 @@ def test_what_the_board_shows_adds_up(watched: Watched) -> None:
     assert any(value > 0 for values in shown("Pruned, by checkpoint")[0] for value in values)
     ((share,),), ((samples,),) = shown("Saved share, measured")
     assert share < 1
-    assert abs(samples - watched.explored) <= 1  # Prometheus extrapolates to the edges of the range
+    assert abs(samples - watched.explored) <= 1 + 0.1 * watched.explored  # Prometheus extrapolates to the range's edges
 
 
 def test_every_recorded_rule_has_data_and_no_rule_fails(watched: Watched) -> None:

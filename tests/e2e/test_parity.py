@@ -98,7 +98,8 @@ STREAM_OPTIONS: dict[str, Body] = {
 }
 COMPLETIONS: dict[str, Body] = {
     "one prompt": {"prompt": "Fruits: apple,", "temperature": 0, "max_tokens": 6},
-    "several prompts": {"prompt": ["One, two,", "A, B,"], "temperature": 0, "max_tokens": 6},
+    # Whether vLLM computes the two in one batch is chance, and rounds otherwise: each next token leads by a nat.
+    "several prompts": {"prompt": ["1, 2, 3, 4,", "A, B, C, D,"], "temperature": 0, "max_tokens": 6},
     "token ids": {"prompt": [1, 520, 9531], "temperature": 0, "max_tokens": 4, "logprobs": 2},
     "echo": {"prompt": "One, two,", "temperature": 0, "max_tokens": 3, "echo": True, "suffix": None, "n": 1},
 }
@@ -147,7 +148,11 @@ ERRORS: dict[str, tuple[str, Body]] = {
 OTHER_ROUTES: dict[str, tuple[str, str, Body | None]] = {
     "embeddings": ("POST", "/v1/embeddings", {"input": "hello"}),
     "token count of messages": ("POST", "/v1/messages/count_tokens", {"messages": QUESTION}),
-    "batch of chats": ("POST", "/v1/chat/completions/batch", CHAT | {"messages": [QUESTION, DEVELOPER]}),
+    "batch of chats": (
+        "POST",
+        "/v1/chat/completions/batch",
+        CHAT | {"max_tokens": 2, "messages": [QUESTION, DEVELOPER]},
+    ),
     "reranking": ("POST", "/v1/rerank", {"query": "a", "documents": ["b"]}),
     "unknown response": ("GET", "/v1/responses/resp_0000000000000000", None),
     "cancelled unknown response": ("POST", "/v1/responses/resp_0000000000000000/cancel", None),
