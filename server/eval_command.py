@@ -18,7 +18,6 @@ from adaptive.evaluation.recording import Recording, Setup, latest
 from adaptive.evaluation.study import Design, study
 from adaptive.evaluation.tasks import DataSet, Task, TaskError, load
 from adaptive.policy import ScorerName
-from adaptive.scoring import MIN_LABEL_MASS
 from server.eval_cache import RecordingFile
 from server.eval_errors import EvalError
 from server.eval_plot import draw
@@ -161,7 +160,7 @@ def make_report(
         incomplete=len(tasks) - len(prompts),
         setup=setup,
         seed=options.seed,
-        study=study(prompts, design, min_label_mass=MIN_LABEL_MASS),
+        study=study(prompts, design, min_label_mass=setup.min_label_mass),
         candidates=len(recordings),
         tokens=sum(recording.tokens for recording in recordings),
         cut=sum(recording.finish_reason == "length" for recording in recordings),

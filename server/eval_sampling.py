@@ -179,6 +179,7 @@ async def connect(
         temperature=temperature,
         max_tokens=max_tokens,
         sampled_by=sampled_by,
+        min_label_mass=config.min_label_mass,
     )
     return Sampled(upstream, profile, served.max_model_len, tokens, setup, checkpoints, judges)
 

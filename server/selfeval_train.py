@@ -250,8 +250,9 @@ class _Session:
             if file.is_file() and not (options.out / file.name).exists():
                 (options.out / file.name).write_bytes(file.read_bytes())
         self._model = merged
-        (options.out / FILE).write_text(json.dumps(_literal_config()) + "\n", encoding="utf-8")
         question = self._literal_question(merged, trained=False)
+        config = _literal_config() | {"min_label_mass": _LEAST_MASS_SHARE * self._least_mass(question)}
+        (options.out / FILE).write_text(json.dumps(config) + "\n", encoding="utf-8")
         calibrated = {"question": self._calibrate(Source.QUESTION, question.log_odds)}
         return self._result({Way.FINE_TUNED.value: curve}, calibrated)
 
@@ -293,6 +294,12 @@ class _Session:
             for spellings in (LITERAL_QUESTION.win_or_tie, LITERAL_QUESTION.loss)
         ]
         return LiteralQuestion(model, tuple(question), labels[0], labels[1], question[0], trained=trained)
+
+    def _least_mass(self, question: LiteralQuestion) -> float:
+        """Return the smallest probability that all labels together have after a whole answer to an unseen prompt."""
+        with torch.no_grad():
+            unseen = self._groups.validation[:_STATE_GROUPS]
+            return min(float(question.logits(each, _wholes(each)).exp().sum(1).min()) for each in unseen)
 
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # noqa: PLC0415 -- takes seconds

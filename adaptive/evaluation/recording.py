@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from adaptive.candidate import Partial
 from adaptive.engine import TokenIds
+from adaptive.scoring import MIN_LABEL_MASS
 from adaptive.seeds import SEED_BITS, candidate_seed
 
 # Raised when the meaning of a recorded line changes: older lines are then not taken for what is wanted.
@@ -28,6 +29,7 @@ class Setup:
     model: the served name. root, fingerprint: what the upstream says of the weights and of itself, None where it does
     not. question: digest of the self-evaluation in force, its calibration included. temperature, max_tokens: of the
     request. sampled_by: the setup whose candidates were only scored here, None where they were sampled here too.
+    min_label_mass: below it the model would be taken not to answer the question. No recording depends on it.
     """
 
     model: str
@@ -37,6 +39,7 @@ class Setup:
     temperature: float
     max_tokens: int
     sampled_by: Setup | None = None
+    min_label_mass: float = MIN_LABEL_MASS
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
@@ -46,7 +49,14 @@ class Setup:
 
     def key(self, prompt: str, seed: int) -> str:
         """Return the key of the candidate with that seed for the prompt with that digest."""
-        return _digest([FORMAT, *asdict(self).values(), prompt, seed])
+        return _digest([FORMAT, *self._depended_on().values(), prompt, seed])
+
+    def _depended_on(self) -> dict[str, Any]:
+        plain = asdict(self)
+        del plain["min_label_mass"]
+        if self.sampled_by is not None:
+            plain["sampled_by"] = self.sampled_by._depended_on()
+        return plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load_file  # noqa: E402 -- there may be no torch
 
+from adaptive.scoring import MIN_LABEL_MASS  # noqa: E402
 from adaptive.self_evaluation import LITERAL_QUESTION  # noqa: E402
 from adaptive.training.loop import Point, Recipe, TrainingError  # noqa: E402
 from adaptive.training.ways import Way  # noqa: E402
@@ -215,6 +216,7 @@ def test_fine_tuning_makes_an_ordinary_checkpoint_with_the_literal_question(
     config = read_config(tmp_path)
     assert config.question == LITERAL_QUESTION
     assert config.calibration == result.calibrated["question"].fit.calibration
+    assert 0 < config.min_label_mass < MIN_LABEL_MASS  # a hundredth of what the labels have at the least
     old, new = load_file(tiny / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert old.keys() == new.keys()
     name = "model.layers.0.self_attn.q_proj.weight"

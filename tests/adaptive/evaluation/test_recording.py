@@ -50,6 +50,16 @@ def test_the_key_changes_with_everything_that_changes_a_candidate(change: dict[s
     assert replace(SETUP, **change).key("prompt", 1) != SETUP.key("prompt", 1)
 
 
+def test_the_least_label_mass_is_kept_and_changes_no_key() -> None:
+    trained = replace(SETUP, min_label_mass=1e-20)
+    assert trained.key("prompt", 1) == SETUP.key("prompt", 1)
+    rescored, before = (replace(SETUP, model="other", sampled_by=each) for each in (trained, SETUP))
+    assert rescored.key("prompt", 1) == before.key("prompt", 1)
+    kept = Recording.from_line(replace(ONE, setup=rescored, key=rescored.key(ONE.prompt, ONE.seed)).to_line())
+    assert kept is not None
+    assert kept.setup == rescored
+
+
 def test_the_key_changes_with_prompt_and_seed() -> None:
     assert len({SETUP.key(prompt, seed) for prompt in ("a", "b") for seed in (1, 2)}) == 4
 
