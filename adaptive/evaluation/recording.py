@@ -49,14 +49,7 @@ class Setup:
 
     def key(self, prompt: str, seed: int) -> str:
         """Return the key of the candidate with that seed for the prompt with that digest."""
-        return _digest([FORMAT, *self._depended_on().values(), prompt, seed])
-
-    def _depended_on(self) -> dict[str, Any]:
-        plain = asdict(self)
-        del plain["min_label_mass"]
-        if self.sampled_by is not None:
-            plain["sampled_by"] = self.sampled_by._depended_on()
-        return plain
+        return _digest([FORMAT, *_depended_on(asdict(self)).values(), prompt, seed])
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +155,13 @@ def latest(recordings: Mapping[str, Recording], model: str | None) -> Recording 
 
 
 _LISTS: Final = ("checkpoints", "scorers", "prompt_ids", "token_ids", "logprobs", "failures")
+
+
+def _depended_on(setup: dict[str, Any]) -> dict[str, Any]:
+    """Return what recordings depend on, of a setup as `asdict` gives it."""
+    kept = {name: value for name, value in setup.items() if name != "min_label_mass"}
+    origin = kept["sampled_by"]
+    return kept if origin is None else kept | {"sampled_by": _depended_on(origin)}
 
 
 def _digest(value: list[Any]) -> str:
