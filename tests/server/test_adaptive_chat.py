@@ -253,7 +253,7 @@ async def test_a_candidate_that_is_settled_on_before_it_says_anything_has_its_fi
         await at.chat(BEST_OF_3)  # while it runs, the depth becomes known
         told = (await at.stream(BEST_OF_3))[-2]["preamble"]
         assert told["candidates"]["drawn"] == 1
-        assert 40 < told["first_token_ms"] < told["took_ms"] + WRITING_MS
+        assert 40 < told["first_token_ms"] < told["took_ms"]
 
 
 async def test_commit_at_streams_the_best_so_far_while_it_is_still_generated(open_setting: Open) -> None:

@@ -224,6 +224,12 @@ async def test_each_scorer_has_the_calibration_that_is_its_own(tmp_path: Path) -
     }
 
 
+async def test_the_least_label_mass_is_the_configurations(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(READ_OUT | {"min_label_mass": 1e-20}))
+    async with connected(SamplingUpstream([]), self_evaluation=tmp_path) as sampled:
+        assert sampled.setup.min_label_mass == 1e-20
+
+
 async def test_another_read_out_is_another_setup_and_another_calibration_of_it_too(tmp_path: Path) -> None:
     setups = set()
     plain = {"win_or_tie_ids": [NO], "loss_ids": [YES]}
