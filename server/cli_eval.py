@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from adaptive.policy import ScorerName
+from adaptive.policy import ScorerName, stages_of
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
 from server.settings import load_settings
 from server.terminal import report_console
@@ -116,7 +116,8 @@ def _scorers(text: str) -> tuple[ScorerName, ...] | None:
     wrong = [name for name in names if name not in set(ScorerName)]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(ScorerName)}", param_hint="--scorers")
-    return tuple(each for each in ScorerName if each in names)
+    wanted = {part for name in names for part in stages_of(ScorerName(name))}
+    return tuple(each for each in ScorerName if each in wanted)
 
 
 def _check_rescore(rescore: Path, out: Path | None, *, report_only: bool) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from adaptive.evaluation.statistics import Estimate
-from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, PROBABILITIES, PRUNED, Family, Pick
-from adaptive.policy import ScorerName
+from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, PROBABILITIES, PRUNED, Family, Pick, with_staged
+from adaptive.policy import STAGES, ScorerName
 from server.eval_errors import EvalError
 
 BETTERS: Final = ("passed", "reward")
@@ -225,7 +225,7 @@ def _check_alike(first: _Source, other: _Source) -> None:
 
 def _ways(name: str, source: _Source) -> Iterator[Way]:
     judges = [scorer for scorer in PROBABILITIES if scorer in source.scorers]
-    for scorer in judges:
+    for scorer in with_staged(judges):
         yield _way(name if len(judges) == 1 else f"{name}, {_words(scorer)}", scorer, source)
 
 
@@ -244,7 +244,7 @@ def _way(name: str, scorer: ScorerName, source: _Source) -> Way:
     def of(family: Family | None) -> list[Point]:
         return [_point(row) for row in rows if family is not None and row["family"] == family.value]
 
-    scores = [each for each in source.value["scores"] if each["scorer"] == scorer.value]
+    scores = [each for each in source.value["scores"] if each["scorer"] == _judge(scorer, each["checkpoint"])]
     count = sum(each["scores"] for each in scores) or 1
     return Way(
         name=name,
@@ -286,7 +286,7 @@ def _is_figure(value: object) -> bool:
 
 def _pairs(report: Mapping[str, Any], scorer: ScorerName, better: str) -> Iterator[Pairs]:
     for each in report["pair_accuracy"]:
-        if (each["scorer"], each["better"]) == (scorer.value, better):
+        if (each["scorer"], each["better"]) == (_judge(scorer, each["checkpoint"]), better):
             yield Pairs(each["checkpoint"], _estimate(each["accuracy"]), each["pairs"], each["prompts"])
 
 
@@ -296,5 +296,15 @@ def _estimate(value: Mapping[str, float | None] | None) -> Estimate | None:
     return Estimate(value["value"], value["low"], value["high"])
 
 
+def _judge(scorer: ScorerName, checkpoint: int | None) -> str:
+    """Return who has judged there."""
+    if scorer is ScorerName.STAGED:
+        early, late = STAGES
+        return (late if checkpoint is None else early).value
+    return scorer.value
+
+
 def _words(scorer: ScorerName) -> str:
+    if scorer is ScorerName.STAGED:
+        return scorer.value
     return BEST_OF[scorer].value.removeprefix("best of n, ")

@@ -598,6 +598,25 @@ async def test_the_read_out_judges_by_labels_that_come_with_the_tokens_and_asks_
         assert at.upstream.scorings == []
 
 
+async def test_staged_prunes_by_the_read_out_for_nothing_and_asks_of_what_has_ended(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    replies = [Reply(text * 8, gap_s=0.01) for text in "abc"]
+    policy = BEST_OF_3 | {"scorer": "staged", "checkpoints": [{"tokens": 4, "keep": 0.6}]}
+
+    async with open_setting(*replies, judge=prefers("ccc", "bbb"), settings={"self_evaluation": tmp_path}) as at:
+        answer = await at.chat(policy)
+        told = answer.json()["preamble"]
+        assert (told["scorer"], told["degradations"], told["candidates"]["pruned"]) == ("staged", [], 1)
+        assert answer.json()["choices"][0]["message"]["content"] == "c" * 8
+        trace = (await at.alice.get(f"/v1/traces/{answer.json()['id']}")).json()
+        scores = [score for each in trace["candidates"] for score in each["scores"]]
+        assert [score["computed_tokens"] for score in scores if not score["final"]] == [0, 0, 0]
+        assert all(score["computed_tokens"] > 0 for score in scores if score["final"])
+        assert sum(len(call["prompt"]) for call in at.upstream.scorings) == 2, "of those that have ended"
+
+
 # p = 0.25 + 0.05 * (x = mean log-probability); the upstream's is -0.5 for every token.
 BY_LOG_PROBABILITY = {
     "features": ["log_odds", "mean_log_probability"],
@@ -650,6 +669,7 @@ async def test_a_question_that_is_hardly_answered_is_taken_where_the_configurati
     ("body", "header", "own", "param"),
     [
         ({"scorer": "read_out"}, None, None, "preamble.scorer"),
+        ({"scorer": "staged"}, None, None, "preamble.scorer"),
         (None, "scorer=read_out", None, "x-preamble-policy.scorer"),
         ({"n_max": 2}, None, {"scorer": "read_out"}, "policy.scorer"),
     ],
