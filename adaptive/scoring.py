@@ -197,9 +197,8 @@ class StagedScorer:
     @property
     def top_logprobs(self) -> int | None:
         """The most that either reads."""
-        return max(
-            (each for each in (self.early.top_logprobs, self.late.top_logprobs) if each is not None), default=None
-        )
+        read = (self.early.top_logprobs, self.late.top_logprobs)
+        return max((each for each in read if each is not None), default=None)
 
     @property
     def readout_ids(self) -> TokenIds:

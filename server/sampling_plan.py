@@ -24,7 +24,8 @@ from server.policy import (
 _GREEDY_BELOW: Final = 1e-5
 _NO_READ_OUT: Final = (
     "'read_out' and 'staged' need a model that was trained for it, and of this one no labels are known. Use another "
-    "scorer; the operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json beside the model"
+    "scorer; the operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json "
+    "beside the model"
 )
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 

@@ -137,6 +137,7 @@ def test_a_wrong_option_is_told(directory: Path, arguments: tuple[str, ...], sai
     [
         (("--limit", "10"), "10 prompts are too few"),
         (("--scorer", "read_out"), "scorers (read_out)"),
+        (("--scorer", "staged"), "scorers (read_out, self_evaluation)"),
         (("--model", "other"), "has no candidates of other. Sample some: preamble eval sums.jsonl"),
         (("--cache", "none.jsonl"), "none.jsonl has no candidates"),
         (("--checkpoints", "4,32"), "these checkpoints"),
