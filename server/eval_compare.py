@@ -7,6 +7,7 @@ is computed anew: all figures and their intervals are those of the reports.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,7 +258,11 @@ def _way(name: str, scorer: ScorerName, source: _Source) -> Way:
         best=_last(rows, BEST_OF[scorer], n),
         adaptive=tuple(sorted(of(ADAPTIVE.get(scorer)), key=lambda each: each.of("drawn").value)),
         pruned=tuple(of(PRUNED[scorer])),
-        pairs={better: tuple(_pairs(source.value, scorer, better)) for better in BETTERS},
+        # By tokens, the whole replies last; those of `staged` come from two scorers.
+        pairs={
+            better: tuple(sorted(_pairs(source.value, scorer, better), key=lambda each: each.checkpoint or math.inf))
+            for better in BETTERS
+        },
         tokens=sum(each["scores"] * each["computed_tokens"] for each in scores) / count,
         seconds=sum(each["scores"] * each["took_s"] for each in scores) / count,
     )
