@@ -27,7 +27,11 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     concurrency: Annotated[int, typer.Option(min=1, help="Candidates at a time.")] = 32,
     checkpoints: Annotated[str, typer.Option(help="Where candidates are scored, in tokens.")] = "32,64,128,256",
     scorers: Annotated[
-        str, typer.Option(help="Who judges, by name, with commas between; all: whoever can. group_confidence is slow.")
+        str,
+        typer.Option(
+            help="Who judges, by name, with commas between; all: whoever can; staged: read_out and self_evaluation. "
+            "group_confidence is slow."
+        ),
     ] = "all",
     thresholds: Annotated[
         str, typer.Option(help="Of adaptive sampling; auto: at quantiles of the scores, and the default policy's.")
