@@ -97,13 +97,23 @@ async def test_the_read_out_judges_what_goes_on_and_self_evaluation_what_has_end
     assert engine.scored == [((*PROMPT, 8, *QUESTION),) * 2]
     await staged.score([going_on])
     assert len(engine.scored) == 1, "who has nothing to judge is not asked"
+    assert await staged.score([]) == ()
     with pytest.raises(ScoringFailed, match="no read-out"):
         await staged.score([Partial((7,)), ended])
 
 
+async def test_an_engine_too_busy_for_the_question_fails_staged_as_it_fails_self_evaluation() -> None:
+    engine = ScriptedEngine([], LoopClock(), scoring_failures=[EngineBusy("later")])
+    staged = StagedScorer(ReadOutScorer(LABELS), SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS))
+    with pytest.raises(ScoringFailed, match="later") as caught:
+        await staged.score([Partial((8,), final=True)])
+    assert caught.value.engine_busy
+
+
 @pytest.mark.parametrize("calibrated", ["early", "late"])
 async def test_either_stage_may_need_the_tokens_log_probabilities(calibrated: str) -> None:
-    early, late = ((LOG_PROBABILITIES if name == calibrated else None) for name in ("early", "late"))
+    calibration = CalibrationMap.from_plain(LOG_PROBABILITIES)
+    early, late = (calibration if name == calibrated else None for name in ("early", "late"))
     asking = SelfEvaluationScorer(ScriptedEngine([], LoopClock()), PROMPT, QUESTION, LABELS, calibration=late)
     assert StagedScorer(ReadOutScorer(LABELS, early), asking).top_logprobs == 0
 

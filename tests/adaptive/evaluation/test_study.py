@@ -236,6 +236,22 @@ def test_staged_prunes_by_the_read_out_and_chooses_by_self_evaluation() -> None:
     assert (staged.scoring.value, alone.scoring.value) == (2 * 10, (4 + 2) * 10)  # 9 computed and the label
     full = rows(result, Family.SELF_EVALUATION)[-1]
     assert full.passed.value == 0.0  # it takes the third, which the read-out has pruned
+    # Whatever would be self-evaluation under another name is left out.
+    named = [row.strategy for row in result.rows if row.strategy.policy.scorer is ScorerName.STAGED]
+    assert {each.family for each in named} == {Family.PRUNED_STAGED}
+    assert ScorerName.STAGED not in {each.scorer for each in result.pairs} | {each.scorer for each in result.scores}
+
+
+@settings(max_examples=10)
+@given(prompts())
+def test_what_staged_keeps_is_of_full_best_of_n_by_self_evaluation(found: list[Prompt]) -> None:
+    result = studied(found)
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    for row in rows(result, Family.PRUNED_STAGED):
+        of_both = [figure.value for figure in (row.reward, full.reward)]
+        assert row.kept_reward is not None
+        assert row.kept_reward.value == pytest.approx(of_both[0] / of_both[1] if of_both[1] else math.nan, nan_ok=True)
+        assert row.scoring.value <= full.scoring.value
 
 
 def test_only_those_who_judged_are_studied_and_a_threshold_needs_a_probability() -> None:
