@@ -31,8 +31,21 @@ class ScorerName(StrEnum):
 
     SELF_EVALUATION = "self_evaluation"
     READ_OUT = "read_out"
+    STAGED = "staged"
+    """By the read-out while it is generated, by self-evaluation when it has ended."""
     MEAN_LOG_PROBABILITY = "mean_log_probability"
     GROUP_CONFIDENCE = "group_confidence"
+
+
+STAGES: Final = (ScorerName.READ_OUT, ScorerName.SELF_EVALUATION)
+"""What `STAGED` consists of: who judges an unfinished candidate, and who one that has ended."""
+READING_OUT: Final = frozenset({ScorerName.READ_OUT, ScorerName.STAGED})
+"""Scorers that need a model whose read-out is known."""
+
+
+def stages_of(scorer: ScorerName) -> tuple[ScorerName, ...]:
+    """Return whose scores it consists of."""
+    return STAGES if scorer is ScorerName.STAGED else (scorer,)
 
 
 class SelectorName(StrEnum):

@@ -182,6 +182,41 @@ class ReadOutScorer:
 
 
 @dataclass(frozen=True, slots=True)
+class StagedScorer:
+    """P(win or tie) by one scorer while a candidate is generated, by another when it has ended.
+
+    early: a read-out, which costs nothing, so pruning costs nothing. late: self-evaluation, which sees all of the
+    response and decides when to stop and what to return. Both are to be calibrated, since a stream is committed to at
+    a partial score.
+    """
+
+    early: Scorer
+    late: Scorer
+    name: str = ScorerName.STAGED.value
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """The most that either reads."""
+        read = (self.early.top_logprobs, self.late.top_logprobs)
+        return max((each for each in read if each is not None), default=None)
+
+    @property
+    def readout_ids(self) -> TokenIds:
+        """Those of the early one; the late one has a call of its own."""
+        return self.early.readout_ids
+
+    async def score(self, partials: Sequence[Partial]) -> tuple[Score, ...]:
+        """Return one score per response. Who has nothing to judge is not asked. Raises `ScoringFailed`."""
+        found: dict[int, Score] = {}
+        for scorer, ended in ((self.early, False), (self.late, True)):
+            places = [place for place, partial in enumerate(partials) if partial.final is ended]
+            if places:
+                scores = await scorer.score([partials[place] for place in places])
+                found.update(zip(places, scores, strict=True))
+        return tuple(found[place] for place in range(len(partials)))
+
+
+@dataclass(frozen=True, slots=True)
 class MeanLogProbabilityScorer:
     """The geometric mean of the tokens' probabilities, exp(mean log p): how sure the model was of what it wrote."""
 

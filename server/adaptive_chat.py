@@ -23,7 +23,7 @@ from adaptive.engine import EngineError
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import Mode, ScorerName, SelectorName
 from adaptive.run import Outcome, Request
-from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer
+from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, ReadOutScorer, Scorer, StagedScorer
 from adaptive.seeds import SEED_BITS
 from adaptive.selection import First, HighestScore, Majority, RewardModel, Selector
 from adaptive.stream import streamed
@@ -239,11 +239,13 @@ class ChatRun:
         match self._plan.policy.scorer:
             case ScorerName.SELF_EVALUATION:
                 return ChatSelfEvaluation(engine, self._services.tokens)
-            case ScorerName.READ_OUT:
+            case ScorerName.READ_OUT | ScorerName.STAGED as name:
                 tokens, model = self._services.tokens, engine.request.model
                 labels = tokens.read_out(model)
                 if labels is not None:
-                    return ReadOutScorer(labels, tokens.read_out_calibration(model))
+                    read_out = ReadOutScorer(labels, tokens.read_out_calibration(model))
+                    staged = name is ScorerName.STAGED
+                    return StagedScorer(read_out, ChatSelfEvaluation(engine, tokens)) if staged else read_out
                 # The plan refuses it for every model that is served: so what is served is not known, or this is not.
                 if self._services.profile() is None:
                     raise UpstreamUnavailable("The upstream has not said yet which models it serves. Try again.")

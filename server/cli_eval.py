@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from adaptive.policy import ScorerName
+from adaptive.policy import ScorerName, stages_of
 from server.cli_options import AsJson, CacheDir, Config, DataDir, EngineArgs, Upstream
 from server.settings import load_settings
 from server.terminal import report_console
@@ -27,7 +27,11 @@ def eval_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     concurrency: Annotated[int, typer.Option(min=1, help="Candidates at a time.")] = 32,
     checkpoints: Annotated[str, typer.Option(help="Where candidates are scored, in tokens.")] = "32,64,128,256",
     scorers: Annotated[
-        str, typer.Option(help="Who judges, by name, with commas between; all: whoever can. group_confidence is slow.")
+        str,
+        typer.Option(
+            help="Who judges, by name, with commas between; all: whoever can; staged: read_out and self_evaluation. "
+            "group_confidence is slow."
+        ),
     ] = "all",
     thresholds: Annotated[
         str, typer.Option(help="Of adaptive sampling; auto: at quantiles of the scores, and the default policy's.")
@@ -116,7 +120,8 @@ def _scorers(text: str) -> tuple[ScorerName, ...] | None:
     wrong = [name for name in names if name not in set(ScorerName)]
     if wrong:
         raise typer.BadParameter(f"{wrong[0]!r} is none of {', '.join(ScorerName)}", param_hint="--scorers")
-    return tuple(each for each in ScorerName if each in names)
+    wanted = {part for name in names for part in stages_of(ScorerName(name))}
+    return tuple(each for each in ScorerName if each in wanted)
 
 
 def _check_rescore(rescore: Path, out: Path | None, *, report_only: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from adaptive.policy import ScorerName
+from adaptive.policy import READING_OUT
 from adaptive.scoring import ScoringFailed
 from server.checks import Check, failed, ok, warning
 from server.errors import UpstreamError
@@ -212,7 +212,8 @@ class _Examination:
             return warning(
                 name, f"{found}; its suffix begins with token {question.suffix[0]}, not with the turn's end.", remedy
             )
-        if config.read_out is None and self.settings.policy.said().get("scorer") is ScorerName.READ_OUT:
+        scorer = self.settings.policy.said().get("scorer")
+        if config.read_out is None and scorer in READING_OUT:
             remedy = f"Set another scorer in the setting {self.settings.policy_from}, or give the read-out's labels."
-            return warning(name, f"{found}; the default policy's scorer is read_out, and no labels are known.", remedy)
+            return warning(name, f"{found}; the default policy's scorer is {scorer}, and no labels are known.", remedy)
         return ok(name, f"{found}, for one tiny answer. {config.about}")

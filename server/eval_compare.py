@@ -7,14 +7,15 @@ is computed anew: all figures and their intervals are those of the reports.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from adaptive.evaluation.statistics import Estimate
-from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, PROBABILITIES, PRUNED, Family, Pick
-from adaptive.policy import ScorerName
+from adaptive.evaluation.strategies import ADAPTIVE, BEST_OF, PROBABILITIES, PRUNED, Family, Pick, with_staged
+from adaptive.policy import STAGES, ScorerName
 from server.eval_errors import EvalError
 
 BETTERS: Final = ("passed", "reward")
@@ -225,7 +226,7 @@ def _check_alike(first: _Source, other: _Source) -> None:
 
 def _ways(name: str, source: _Source) -> Iterator[Way]:
     judges = [scorer for scorer in PROBABILITIES if scorer in source.scorers]
-    for scorer in judges:
+    for scorer in with_staged(judges):
         yield _way(name if len(judges) == 1 else f"{name}, {_words(scorer)}", scorer, source)
 
 
@@ -244,7 +245,7 @@ def _way(name: str, scorer: ScorerName, source: _Source) -> Way:
     def of(family: Family | None) -> list[Point]:
         return [_point(row) for row in rows if family is not None and row["family"] == family.value]
 
-    scores = [each for each in source.value["scores"] if each["scorer"] == scorer.value]
+    scores = [each for each in source.value["scores"] if each["scorer"] == _judge(scorer, each["checkpoint"])]
     count = sum(each["scores"] for each in scores) or 1
     return Way(
         name=name,
@@ -257,7 +258,11 @@ def _way(name: str, scorer: ScorerName, source: _Source) -> Way:
         best=_last(rows, BEST_OF[scorer], n),
         adaptive=tuple(sorted(of(ADAPTIVE.get(scorer)), key=lambda each: each.of("drawn").value)),
         pruned=tuple(of(PRUNED[scorer])),
-        pairs={better: tuple(_pairs(source.value, scorer, better)) for better in BETTERS},
+        # By tokens, the whole replies last; those of `staged` come from two scorers.
+        pairs={
+            better: tuple(sorted(_pairs(source.value, scorer, better), key=lambda each: each.checkpoint or math.inf))
+            for better in BETTERS
+        },
         tokens=sum(each["scores"] * each["computed_tokens"] for each in scores) / count,
         seconds=sum(each["scores"] * each["took_s"] for each in scores) / count,
     )
@@ -286,7 +291,7 @@ def _is_figure(value: object) -> bool:
 
 def _pairs(report: Mapping[str, Any], scorer: ScorerName, better: str) -> Iterator[Pairs]:
     for each in report["pair_accuracy"]:
-        if (each["scorer"], each["better"]) == (scorer.value, better):
+        if (each["scorer"], each["better"]) == (_judge(scorer, each["checkpoint"]), better):
             yield Pairs(each["checkpoint"], _estimate(each["accuracy"]), each["pairs"], each["prompts"])
 
 
@@ -296,5 +301,15 @@ def _estimate(value: Mapping[str, float | None] | None) -> Estimate | None:
     return Estimate(value["value"], value["low"], value["high"])
 
 
+def _judge(scorer: ScorerName, checkpoint: int | None) -> str:
+    """Return who has judged there."""
+    if scorer is ScorerName.STAGED:
+        early, late = STAGES
+        return (late if checkpoint is None else early).value
+    return scorer.value
+
+
 def _words(scorer: ScorerName) -> str:
+    if scorer is ScorerName.STAGED:
+        return scorer.value
     return BEST_OF[scorer].value.removeprefix("best of n, ")

@@ -37,6 +37,7 @@ _FAMILIES: Final = {
     Family.ADAPTIVE_READ_OUT: _Style("#D55E00", "X", "--"),
     Family.PRUNED_SELF_EVALUATION: _Style("#0072B2", "P", ""),
     Family.PRUNED_READ_OUT: _Style("#D55E00", "P", ""),
+    Family.PRUNED_STAGED: _Style("#56B4E9", "P", ""),
     Family.PRUNED_MEAN_LOG_PROBABILITY: _Style("#E69F00", "P", ""),
     Family.PRUNED_GROUP_CONFIDENCE: _Style("#CC79A7", "P", ""),
     Family.DEFAULT: _Style("#8B0000", "*", ""),
@@ -48,6 +49,7 @@ _LABELLED: Final = {
     **dict.fromkeys(ADAPTIVE.values(), True),
     Family.PRUNED_SELF_EVALUATION: False,
     Family.PRUNED_READ_OUT: False,
+    Family.PRUNED_STAGED: False,
 }
 _SCORERS: Final = {scorer.value: _FAMILIES[family] for scorer, family in BEST_OF.items()}
 

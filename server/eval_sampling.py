@@ -59,8 +59,8 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 _NO_READ_OUT: Final = (
-    "read_out needs a model that was trained for it, and of {} no labels are known: leave it out of --scorers, or name "
-    "the checkpoint's own configuration in self_evaluation."
+    "read_out needs a model that was trained for it, and of {} no labels are known: leave it, and staged, out of "
+    "--scorers, or name the checkpoint's own configuration in self_evaluation."
 )
 _NO_ALTERNATIVES: Final = (
     "group_confidence reads the alternatives of every token, which recordings do not keep: leave it out of --scorers."

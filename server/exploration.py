@@ -211,7 +211,8 @@ class _Exploration:
         known = final_score(reply, scorer.name)
         if known is not None:
             return known.value
-        (self._again,) = await scorer.score([reply.whole])
+        # Where a deadline cut it, it is all the same the whole of what the client got.
+        (self._again,) = await scorer.score([replace(reply.whole, final=True)])
         return self._again.value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from adaptive.policy import MAX_CANDIDATES, Mode, Policy, ScorerName
+from adaptive.policy import MAX_CANDIDATES, READING_OUT, Mode, Policy
 from adaptive.policy import PassThrough as CoreReason
 from server.policy import (
     BODY_FIELD,
@@ -23,8 +23,9 @@ from server.policy import (
 # vLLM takes a temperature below this for greedy (`_SAMPLING_EPS` in vllm/sampling_params.py).
 _GREEDY_BELOW: Final = 1e-5
 _NO_READ_OUT: Final = (
-    "'read_out' needs a model that was trained for it, and of this one no labels are known. Use another scorer; the "
-    "operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json beside the model"
+    "'read_out' and 'staged' need a model that was trained for it, and of this one no labels are known. Use another "
+    "scorer; the operator gives the labels with the setting self_evaluation, or in preamble_self_evaluation.json "
+    "beside the model"
 )
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 
@@ -88,7 +89,7 @@ def plan(
         sources.append((USER_DEFAULT, own))
     planned = _suited(body, resolve(default, *sources, reward_model=reward_model))
     name = body.get("model")
-    wants_read_out = planned.reason is None and planned.policy.scorer is ScorerName.READ_OUT
+    wants_read_out = planned.reason is None and planned.policy.scorer in READING_OUT
     if wants_read_out and lacks_read_out(name if isinstance(name, str) else None):
         raise wrong_field(sources, "scorer", _NO_READ_OUT)
     return planned
@@ -124,7 +125,7 @@ def _unsuited(body: Mapping[str, Any], policy: Policy) -> PassThrough | None:
         return PassThrough.PROMPT_LOGPROBS
     if not all(_is_text(message.get("content")) for message in body.get("messages", ())):
         return PassThrough.NOT_TEXT
-    if policy.scorer is ScorerName.READ_OUT and body.get("logprobs"):
+    if policy.scorer in READING_OUT and body.get("logprobs"):
         return PassThrough.READ_OUT
     return None
 

@@ -19,7 +19,7 @@ from adaptive.evaluation.statistics import LEVEL, Estimate
 from adaptive.evaluation.study import Prompt
 from adaptive.evaluation.targets import Aim, Expected, Measure, Proposal, Search, Target, TargetError, propose
 from adaptive.evaluation.tasks import DataSet, TaskError, load
-from adaptive.policy import ScorerName
+from adaptive.policy import ScorerName, stages_of
 from server.eval_cache import RecordingFile
 from server.eval_errors import EvalError
 from server.eval_prompts import recorded_prompts
@@ -155,7 +155,7 @@ def _found(options: Options, err: Console) -> _Found:
         n=options.n,
         seed=options.seed,
         checkpoints=options.checkpoints,
-        scorers=[options.scorer],
+        scorers=stages_of(options.scorer),
     )
     search = Search(
         n=options.n,

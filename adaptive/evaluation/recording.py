@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from adaptive.candidate import Partial
 from adaptive.engine import TokenIds
+from adaptive.policy import STAGES, ScorerName
 from adaptive.scoring import MIN_LABEL_MASS
 from adaptive.seeds import SEED_BITS, candidate_seed
 
@@ -127,8 +128,15 @@ class Recording:
         return recording if recording.key == recording.setup.key(recording.prompt, recording.seed) else None
 
     def score_at(self, scorer: str, tokens: int | None) -> RecordedScore | None:
-        """Return the score at that many tokens; the final one for None, and where it ended before."""
-        if tokens is not None and self.tokens > tokens:
+        """Return the score at that many tokens; the final one for None, and where it ended before.
+
+        `staged` is never recorded of its own: its score is that of the stage.
+        """
+        unfinished = tokens is not None and self.tokens > tokens
+        if scorer == ScorerName.STAGED:
+            early, late = STAGES
+            scorer = early if unfinished else late
+        if unfinished:
             return next((each for each in self.scores if each.scorer == scorer and each.tokens == tokens), None)
         return next((each for each in self.scores if each.scorer == scorer and each.final), None)
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 from adaptive.annealing import CONSTANT
-from adaptive.policy import Checkpoint, Mode, Policy, ScorerName
+from adaptive.policy import STAGES, Checkpoint, Mode, Policy, ScorerName
 
 KEEPS = (0.5, 0.25)
 """The shares that arXiv 2410.02725 prunes to."""
@@ -50,6 +50,7 @@ class Family(StrEnum):
     ADAPTIVE_READ_OUT = "adaptive, read-out"
     PRUNED_SELF_EVALUATION = "pruned, self-evaluation"
     PRUNED_READ_OUT = "pruned, read-out"
+    PRUNED_STAGED = "pruned by read-out, chosen by self-evaluation"
     PRUNED_MEAN_LOG_PROBABILITY = "pruned, mean log-probability"
     PRUNED_GROUP_CONFIDENCE = "pruned, group confidence"
     DEFAULT = "default policy"
@@ -58,16 +59,19 @@ class Family(StrEnum):
 BEST_OF: Final[Mapping[ScorerName, Family]] = {
     ScorerName.SELF_EVALUATION: Family.SELF_EVALUATION,
     ScorerName.READ_OUT: Family.READ_OUT,
+    ScorerName.STAGED: Family.SELF_EVALUATION,  # without pruning, all that it scores has ended
     ScorerName.MEAN_LOG_PROBABILITY: Family.MEAN_LOG_PROBABILITY,
     ScorerName.GROUP_CONFIDENCE: Family.GROUP_CONFIDENCE,
 }
 ADAPTIVE: Final[Mapping[ScorerName, Family]] = {
     ScorerName.SELF_EVALUATION: Family.ADAPTIVE_SELF_EVALUATION,
     ScorerName.READ_OUT: Family.ADAPTIVE_READ_OUT,
+    ScorerName.STAGED: Family.ADAPTIVE_SELF_EVALUATION,
 }
 PRUNED: Final[Mapping[ScorerName, Family]] = {
     ScorerName.SELF_EVALUATION: Family.PRUNED_SELF_EVALUATION,
     ScorerName.READ_OUT: Family.PRUNED_READ_OUT,
+    ScorerName.STAGED: Family.PRUNED_STAGED,
     ScorerName.MEAN_LOG_PROBABILITY: Family.PRUNED_MEAN_LOG_PROBABILITY,
     ScorerName.GROUP_CONFIDENCE: Family.PRUNED_GROUP_CONFIDENCE,
 }
@@ -104,7 +108,7 @@ def strategies(
 
     checkpoints: where they were scored. scorers: by whom. thresholds: of adaptive sampling by each scorer that
     estimates a probability. The default policy is among the strategies if its scorer and its own checkpoints are there.
-    A policy has one scorer: to prune by one and choose by another is none of them.
+    `staged` is among those that prune where both its stages are there; otherwise it is self-evaluation.
     """
     within = [tokens for tokens in checkpoints if tokens < max_tokens]
     found = [Strategy(Family.ONE_SAMPLE, "", best_of(1), Pick.RANDOM)]
@@ -118,7 +122,7 @@ def strategies(
         for threshold in values:
             policy = Policy(n_max=n, threshold=threshold, annealing=CONSTANT, checkpoints=(), scorer=scorer)
             found.append(Strategy(ADAPTIVE[scorer], f"threshold {threshold:.4g}", policy))
-    for scorer in scorers:
+    for scorer in with_staged(scorers):
         for tokens in within:
             for keep in KEEPS:
                 policy = replace(best_of(n, scorer), checkpoints=(Checkpoint(tokens, keep),))
@@ -128,6 +132,11 @@ def strategies(
     if recorded and default.scorer in scorers:
         found.append(Strategy(Family.DEFAULT, "", default))
     return tuple(found)
+
+
+def with_staged(scorers: Sequence[ScorerName]) -> tuple[ScorerName, ...]:
+    """Return the scorers, and `staged` after them if both its stages are there."""
+    return (*scorers, ScorerName.STAGED) if set(STAGES) <= set(scorers) else tuple(scorers)
 
 
 def best_of(n: int, scorer: ScorerName = ScorerName.SELF_EVALUATION) -> Policy:

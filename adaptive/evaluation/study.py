@@ -16,7 +16,16 @@ from statistics import fmean
 
 from adaptive.evaluation.recording import RecordedScore, Recording
 from adaptive.evaluation.statistics import Bootstrap, Estimate, quantile
-from adaptive.evaluation.strategies import PROBABILITIES, SCORERS, Family, Pick, Strategy, best_of, strategies
+from adaptive.evaluation.strategies import (
+    PROBABILITIES,
+    SCORERS,
+    Family,
+    Pick,
+    Strategy,
+    best_of,
+    strategies,
+    with_staged,
+)
 from adaptive.evaluation.verifiers import Verdict
 from adaptive.policy import Mode, Policy, ScorerName
 from adaptive.replay import ReplayCandidate, ReplayScore, replay
@@ -210,7 +219,7 @@ class _Subject:
         self._tokens = [recording.tokens for recording, _ in pairs]
         self._replayable = {
             scorer: [replayable(recording, scorer, design.checkpoints) for recording, _ in pairs]
-            for scorer in design.scorers
+            for scorer in with_staged(design.scorers)
         }
         self._tied = {scorer: _tied(candidates) for scorer, candidates in self._replayable.items()}
 
@@ -295,6 +304,8 @@ def _rows(figures: Mapping[Strategy, Sequence[_Figures]], design: Design, bootst
         for strategy, quality in qualities.items()
         if strategy.pick is Pick.SCORE and strategy.policy == best_of(design.n, strategy.policy.scorer)
     }
+    if ScorerName.SELF_EVALUATION in full:
+        full[ScorerName.STAGED] = full[ScorerName.SELF_EVALUATION]
     rows = []
     for strategy, found in figures.items():
         quality = qualities[strategy]

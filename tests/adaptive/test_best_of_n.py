@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import weakref
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaptive.annealing import Annealing
 from adaptive.best_of_n import BestOfN
@@ -20,8 +24,14 @@ from adaptive.events import Committed, Delta, Event
 from adaptive.limits import Ceiling, LoadShedding
 from adaptive.policy import AtDeadline, Checkpoint, Mode, Policy, Streaming
 from adaptive.run import Request
-from adaptive.scoring import GroupConfidenceScorer, MeanLogProbabilityScorer, SelfEvaluationScorer
-from adaptive.scripted import ScriptedEngine, reply
+from adaptive.scoring import (
+    GroupConfidenceScorer,
+    MeanLogProbabilityScorer,
+    ReadOutScorer,
+    SelfEvaluationScorer,
+    StagedScorer,
+)
+from adaptive.scripted import Script, ScriptedEngine, reply
 from adaptive.seeds import candidate_seed
 from adaptive.selection import First, Majority, RewardModel, SelectionFailed
 from adaptive.stopping import StopReason
@@ -33,6 +43,19 @@ from .runs import LABELS, PROMPT, QUESTION, Played, constant, make_engine, make_
 
 ADAPTIVE = Policy(mode=Mode.ADAPTIVE, n_max=8, threshold=0.9, checkpoints=())
 BEST_OF_4 = Policy(mode=Mode.BEST_OF_N, n_max=4, checkpoints=())
+
+
+shares = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def read_out(said: Script, p_win_or_tie: float) -> Script:
+    """Return it with a read-out at every token."""
+    reading = (math.log(p_win_or_tie), math.log(1 - p_win_or_tie))
+    steps = [
+        replace(step, tokens=replace(step.tokens, readouts=(reading,) * len(step.tokens.token_ids)))
+        for step in said.steps
+    ]
+    return replace(said, steps=tuple(steps))
 
 
 def pruned_at(tokens: int, keep: float, mode: Mode = Mode.BEST_OF_N, n_max: int = 4) -> Policy:
@@ -155,6 +178,42 @@ def test_at_a_checkpoint_the_calibration_is_that_of_its_length_and_at_the_end_th
     played = play(engine, pruned_at(3, 0.5), scorers=[scorer])
     assert prunings(played)[0].pruned == (1, 2)
     assert played.returned == 3
+
+
+def test_staged_prunes_by_what_the_streams_carry_and_asks_once_of_those_that_have_ended() -> None:
+    engine = make_engine(
+        [read_out(script(c, 6), p) for c, p in enumerate((0.3, 0.9, 0.1, 0.8))], constant(1, 0.4, 1, 0.6)
+    )
+    asking = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS)
+    played = play(engine, pruned_at(3, 0.5), scorers=[StagedScorer(ReadOutScorer(LABELS), asking)])
+    (pruning,) = prunings(played)
+    assert pruning.pruned == (0, 2)
+    assert pruning.scores == pytest.approx((0.3, 0.9, 0.1, 0.8))
+    assert engine.aborted == {0: 3.0, 2: 3.0}
+    assert engine.scored == [tuple(PROMPT + tokens_of(c, 6) + QUESTION for c in (1, 3))]
+    assert played.returned == 3
+    assert [call.computed_tokens for call in played.outcome.trace.scoring] == [0, 2]
+    assert {sampling.readout_ids for sampling in engine.drawn} == {LABELS.ids}
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), shares, shares), min_size=2, max_size=6), st.integers(1, 8), shares)
+def test_staged_never_asks_of_what_goes_on(
+    candidates: list[tuple[int, float, float]], checkpoint: int, threshold: float
+) -> None:
+    scripts = [read_out(script(c, count), p) for c, (count, p, _) in enumerate(candidates)]
+    engine = make_engine(scripts, constant(*(score for _, _, score in candidates)), score_s=0.5)
+    asking = SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS)
+    policy = replace(pruned_at(checkpoint, 0.5, Mode.ADAPTIVE, len(candidates)), threshold=threshold)
+    played = play(engine, policy, scorers=[StagedScorer(ReadOutScorer(LABELS), asking)])
+    assert not played.outcome.degradations
+    whole = {PROMPT + tokens_of(c, count) + QUESTION for c, (count, _, _) in enumerate(candidates)}
+    asked = [sequence for call in engine.scored for sequence in call]
+    assert set(asked) <= whole
+    assert len(set(asked)) == len(asked)
+    for record, (_, p, score) in zip(played.outcome.trace.candidates, candidates, strict=False):
+        assert [each.value for each in record.scores] == pytest.approx(
+            [score if each.final else p for each in record.scores]
+        )
 
 
 def test_log_probabilities_are_asked_for_where_the_calibration_reads_them() -> None:

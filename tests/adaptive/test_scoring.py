@@ -20,6 +20,7 @@ from adaptive.scoring import (
     Scorer,
     ScoringFailed,
     SelfEvaluationScorer,
+    StagedScorer,
     lowest_group_confidence,
 )
 from adaptive.scripted import ScriptedEngine
@@ -83,6 +84,38 @@ async def test_a_read_out_is_taken_from_the_latest_token() -> None:
     early, late = (math.log(0.1), math.log(0.3)), (math.log(0.3), math.log(0.1))
     scores = await scorer.score([Partial((7, 8), readouts=(early, late))])
     assert scores[0].value == pytest.approx(0.75)
+
+
+async def test_the_read_out_judges_what_goes_on_and_self_evaluation_what_has_ended() -> None:
+    engine = ScriptedEngine([], LoopClock(), judge=lambda _: 0.6)
+    staged = StagedScorer(ReadOutScorer(LABELS), SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS))
+    assert (staged.name, staged.readout_ids, staged.top_logprobs) == ("staged", LABELS.ids, None)
+    reading = ((math.log(0.3), math.log(0.1)),)
+    going_on, ended = Partial((7,), readouts=reading), Partial((8,), readouts=reading, final=True)
+    scores = await staged.score([ended, going_on, ended, going_on])
+    assert [score.value for score in scores] == pytest.approx([0.6, 0.75, 0.6, 0.75])
+    assert engine.scored == [((*PROMPT, 8, *QUESTION),) * 2]
+    await staged.score([going_on])
+    assert len(engine.scored) == 1, "who has nothing to judge is not asked"
+    assert await staged.score([]) == ()
+    with pytest.raises(ScoringFailed, match="no read-out"):
+        await staged.score([Partial((7,)), ended])
+
+
+async def test_an_engine_too_busy_for_the_question_fails_staged_as_it_fails_self_evaluation() -> None:
+    engine = ScriptedEngine([], LoopClock(), scoring_failures=[EngineBusy("later")])
+    staged = StagedScorer(ReadOutScorer(LABELS), SelfEvaluationScorer(engine, PROMPT, QUESTION, LABELS))
+    with pytest.raises(ScoringFailed, match="later") as caught:
+        await staged.score([Partial((8,), final=True)])
+    assert caught.value.engine_busy
+
+
+@pytest.mark.parametrize("calibrated", ["early", "late"])
+async def test_either_stage_may_need_the_tokens_log_probabilities(calibrated: str) -> None:
+    calibration = CalibrationMap.from_plain(LOG_PROBABILITIES)
+    early, late = (calibration if name == calibrated else None for name in ("early", "late"))
+    asking = SelfEvaluationScorer(ScriptedEngine([], LoopClock()), PROMPT, QUESTION, LABELS, calibration=late)
+    assert StagedScorer(ReadOutScorer(LABELS, early), asking).top_logprobs == 0
 
 
 async def test_the_mean_log_probability_is_a_geometric_mean() -> None:

@@ -598,6 +598,40 @@ async def test_the_read_out_judges_by_labels_that_come_with_the_tokens_and_asks_
         assert at.upstream.scorings == []
 
 
+async def test_staged_prunes_by_the_read_out_for_nothing_and_asks_of_what_has_ended(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    replies = [Reply(text * 8, gap_s=0.01) for text in "abc"]
+    policy = BEST_OF_3 | {"scorer": "staged", "checkpoints": [{"tokens": 4, "keep": 0.6}]}
+    # The read-out takes c for the best of all, the question b, once it is whole.
+    judge = prefers("b" * 8, "ccc", "bbb")
+    async with open_setting(*replies, judge=judge, settings={"self_evaluation": tmp_path}) as at:
+        answer = await at.chat(policy)
+        told = answer.json()["preamble"]
+        assert (told["scorer"], told["degradations"], told["candidates"]["pruned"]) == ("staged", [], 1)
+        assert answer.json()["choices"][0]["message"]["content"] == "b" * 8
+        trace = (await at.alice.get(f"/v1/traces/{answer.json()['id']}")).json()
+        (pruned,) = (each for each in trace["decisions"] if each["decision"] == "pruned")
+        assert (pruned["pruned"], pruned["scores"]) == ([0], pytest.approx([0.1, 0.7, 0.8]))
+        early = [call for call in trace["scoring"] if call["checkpoint"] == 4]
+        assert [(call["candidates"], call["computed_tokens"]) for call in early] == [([0, 1, 2], 0)]
+        asked = ["".join(map(chr, sequence)) for call in at.upstream.scorings for sequence in call["prompt"]]
+        assert sorted(text.count("b" * 8) for text in asked) == [0, 1], "each of those that have ended, once"
+        assert sorted(text.count("c" * 8) for text in asked) == [0, 1]
+        assert {tuple(chat["logprob_token_ids"]) for chat in at.upstream.chats} == {(NO, YES)}
+
+
+async def test_staged_falls_back_where_the_question_is_not_answered(open_setting: Open, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    async with open_setting("one", "two", settings={"self_evaluation": tmp_path}, score_status=500) as at:
+        told = (await at.chat(BEST_OF_3 | {"scorer": "staged"})).json()["preamble"]
+        assert told["scorer"] == "mean_log_probability"
+        assert [(each["failed"], each["instead"]) for each in told["degradations"]] == [
+            ("staged", "mean_log_probability")
+        ]
+
+
 # p = 0.25 + 0.05 * (x = mean log-probability); the upstream's is -0.5 for every token.
 BY_LOG_PROBABILITY = {
     "features": ["log_odds", "mean_log_probability"],
@@ -608,7 +642,7 @@ BY_LOG_PROBABILITY = {
 }
 
 
-@pytest.mark.parametrize("scorer", ["self_evaluation", "read_out"])
+@pytest.mark.parametrize("scorer", ["self_evaluation", "read_out", "staged"])
 async def test_scores_are_calibrated_by_log_probabilities_that_the_client_does_not_see(
     open_setting: Open, tmp_path: Path, scorer: str
 ) -> None:
@@ -650,6 +684,7 @@ async def test_a_question_that_is_hardly_answered_is_taken_where_the_configurati
     ("body", "header", "own", "param"),
     [
         ({"scorer": "read_out"}, None, None, "preamble.scorer"),
+        ({"scorer": "staged"}, None, None, "preamble.scorer"),
         (None, "scorer=read_out", None, "x-preamble-policy.scorer"),
         ({"n_max": 2}, None, {"scorer": "read_out"}, "policy.scorer"),
     ],
@@ -665,6 +700,16 @@ async def test_a_read_out_that_the_model_was_not_trained_for_is_a_400_that_names
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         assert "self_evaluation" in answer.json()["error"]["message"]
         assert at.upstream.chats == []
+
+
+@pytest.mark.parametrize("scorer", ["read_out", "staged"])
+async def test_log_probabilities_for_the_client_and_a_read_out_cannot_ride_on_the_same_tokens(
+    open_setting: Open, tmp_path: Path, scorer: str
+) -> None:
+    (tmp_path / FILE).write_text(json.dumps({"format": 1} | READ_OUT))
+    async with open_setting("one", settings={"self_evaluation": tmp_path}) as at:
+        answer = await at.chat(BEST_OF_3 | {"scorer": scorer}, logprobs=True)
+        assert answer.headers["x-preamble-sampling"] == "pass_through=read_out"
 
 
 async def test_a_read_out_of_a_model_that_is_not_served_is_for_the_upstream_to_refuse(open_setting: Open) -> None:

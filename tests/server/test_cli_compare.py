@@ -130,9 +130,18 @@ def test_ways_baselines_and_the_paper_stand_beside_each_other(right: Path, wrong
     assert cells(named, "best of 5: seconds of scores") == ["0.50", "0.50", "0.00", ""]
 
 
-def test_a_checkpoint_that_judges_in_two_ways_is_two_of_them(tmp_path: Path) -> None:
+def test_a_checkpoint_that_judges_in_two_ways_is_two_of_them_and_the_one_after_the_other(tmp_path: Path) -> None:
     both = report(tmp_path / "both", prompts(good=0.9, bad=0.2), (SELF, READ_OUT))
-    assert [each.name for each in compare([str(both)]).ways] == ["both, self-evaluation", "both, read-out"]
+    ways = compare([str(both)]).ways
+    assert [each.name for each in ways] == ["both, self-evaluation", "both, read-out", "both, staged"]
+    asked, read, staged = ways
+    assert staged.best == asked.best
+    assert staged.adaptive == asked.adaptive
+    whole, cut = staged.pairs["passed"][-1], staged.pairs["passed"][:-1]
+    assert (whole, cut) == (asked.pairs["passed"][-1], read.pairs["passed"][:-1])
+    assert {point.label for point in staged.pruned} == {point.label for point in asked.pruned}
+    assert staged.pruned[0].of("scoring").value < asked.pruned[0].of("scoring").value
+    assert 0 == read.tokens < staged.tokens < asked.tokens
 
 
 def test_where_best_of_n_gains_nothing_it_is_said(right: Path, wrong: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from server.cli import run
-from tests.server.sampling_upstream import Reply, SamplingUpstream
+from server.self_evaluation_config import FILE
+from tests.server.sampling_upstream import NO, YES, Reply, SamplingUpstream
 
 GOOD, BAD = "the answer is 4", "the answer is 5, no doubt about it"
 
@@ -170,6 +171,29 @@ def test_another_way_of_scoring_is_studied_on_the_same_candidates_and_goes_on_wh
     status, out, _ = evaluate(capsys, "--report-only", "--cache", "trained/candidates.jsonl", "--json")
     assert status == 0
     assert json.loads(out)["sampling"]["scorers"] == ["self_evaluation"]  # those who judged
+
+
+def test_staged_is_asked_for_by_name_and_recorded_as_what_it_consists_of(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(SamplingUpstream([Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0)], judge)) as upstream:
+        asked = ("--upstream", upstream.url, "--scorers", "staged", "--json")
+        status, _, err = evaluate(capsys, *asked)
+        assert status == 1
+        assert "no labels are known: leave it, and staged, out of --scorers" in " ".join(err.split())
+        read_out = {"format": 1, "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
+        (directory / FILE).write_text(json.dumps(read_out))
+        monkeypatch.setenv("PREAMBLE_SELF_EVALUATION", str(directory))
+        status, out, err = evaluate(capsys, *asked)
+        assert status == 0, err
+        report = json.loads(out)
+        assert report["sampling"]["scorers"] == ["self_evaluation", "read_out"]
+        row = by_name(report)["pruned by read-out, chosen by self-evaluation: 50% at 8"]
+        assert (row["policy"]["scorer"], row["policy"]["n_max"]) == ("staged", 4)
+        asking = by_name(report)["pruned, self-evaluation: 50% at 8"]
+        assert 0 < row["scoring"]["value"] < asking["scoring"]["value"]
+    status, out, err = evaluate(capsys, "--report-only", "--scorers", "staged", "--json")
+    assert (status, json.loads(out)["strategies"]) == (0, report["strategies"]), err
 
 
 def test_where_a_scorer_gains_nothing_the_report_says_so(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

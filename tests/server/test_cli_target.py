@@ -34,7 +34,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def record(directory: Path, right: float) -> None:
+def record(directory: Path, right: float, without: ScorerName | None = ScorerName.READ_OUT) -> None:
     path = directory / "results" / "eval-sums" / "candidates.jsonl"
     path.unlink(missing_ok=True)
     with RecordingFile(path) as file:
@@ -42,7 +42,7 @@ def record(directory: Path, right: float) -> None:
             for index in range(N):
                 good = index == 1
                 made = recording(task.digest, index, Made(right if good else 0.2))
-                scorers = tuple(each for each in made.scorers if each != ScorerName.READ_OUT)
+                scorers = tuple(each for each in made.scorers if each != without)
                 scores = tuple(each for each in made.scores if each.scorer in scorers)
                 text = "It is 4" if good else "It is 5"
                 file.add(replace(made, task=task.id, text=text, scorers=scorers, scores=scores))
@@ -73,6 +73,15 @@ def test_the_policy_is_told_with_what_to_expect_and_written_for_serve(directory:
     assert about["data"]["prompts_that_tell"] == 12
     assert about["model"]["name"] == "tiny"
     assert about["problem"] is None
+
+
+def test_a_policy_by_staged_is_found_where_both_of_its_stages_were_recorded(directory: Path) -> None:
+    record(directory, right=0.9, without=None)
+    result = target("--gain", "1", "--scorer", "staged")
+    assert result.exit_code == 0, result.output
+    assert "policies by staged" in " ".join(result.stdout.split())
+    policy = build(load_settings(environ={}, policy_file="policy.json").policy.said())
+    assert policy.scorer is ScorerName.STAGED
 
 
 def test_json_has_the_policy_and_all_figures(directory: Path) -> None:
@@ -137,6 +146,7 @@ def test_a_wrong_option_is_told(directory: Path, arguments: tuple[str, ...], sai
     [
         (("--limit", "10"), "10 prompts are too few"),
         (("--scorer", "read_out"), "scorers (read_out)"),
+        (("--scorer", "staged"), "scorers (read_out, self_evaluation)"),
         (("--model", "other"), "has no candidates of other. Sample some: preamble eval sums.jsonl"),
         (("--cache", "none.jsonl"), "none.jsonl has no candidates"),
         (("--checkpoints", "4,32"), "these checkpoints"),

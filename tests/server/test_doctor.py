@@ -350,11 +350,12 @@ def test_before_the_embedded_engine_runs_it_tells_of_the_trained_self_evaluation
     assert "the literal question" in check_self_evaluation(settings_in(tmp_path, model="org/other"), artefact).message
 
 
-async def test_a_default_policy_that_needs_a_read_out_which_nobody_gave_is_a_warning() -> None:
-    policy = PolicyFields(mode=Mode.ADAPTIVE, scorer=ScorerName.READ_OUT)
+@pytest.mark.parametrize("scorer", [ScorerName.READ_OUT, ScorerName.STAGED])
+async def test_a_default_policy_that_needs_a_read_out_which_nobody_gave_is_a_warning(scorer: ScorerName) -> None:
+    policy = PolicyFields(mode=Mode.ADAPTIVE, scorer=scorer)
     settings = Settings.model_validate({"upstream": "http://up:1", "policy": policy})
     checks = await check_upstream(settings, ScriptedUpstream(scripted.working_routes()), nonce="n")
-    assert_wrong(checks[-1], Status.WARNING, "read_out", "setting policy")
+    assert_wrong(checks[-1], Status.WARNING, f"scorer is {scorer.value}", "setting policy")
 
 
 # The report

@@ -28,7 +28,7 @@ from server.settings import Settings, SettingsError, load_settings
 from server.traces import TraceFiles, TraceWriter
 from server.upstream import Timeouts, UpstreamClient
 from tests.server.running import RunningProxy, running_proxy
-from tests.server.sampling_upstream import MODEL, Reply, SamplingUpstream
+from tests.server.sampling_upstream import MODEL, NO, YES, Reply, SamplingUpstream
 
 CHAT: dict[str, Any] = {
     "model": MODEL,
@@ -36,6 +36,7 @@ CHAT: dict[str, Any] = {
     "seed": 7,
     "temperature": 0.8,
 }
+STAGED = {"format": 1, "read_out": {"win_or_tie_ids": [NO], "loss_ids": [YES]}}
 ADAPTIVE = {"mode": "adaptive", "n_max": 3, "threshold": 0.5, "checkpoints": []}
 DONE, BUSY = (f'preamble_explorations_total{{result="{result}"}}' for result in ("done", "busy"))
 
@@ -403,6 +404,22 @@ async def test_a_reply_without_a_final_score_is_scored_afterwards_and_not_at_the
         again = at.upstream.scorings[1]["prompt"][0]
         generated = at.sample("preamble_exploration_full_tokens_total")
         assert at.sample("preamble_candidate_tokens_total", fate="exploration") > generated + len(again) / 2
+
+
+async def test_a_reply_that_a_deadline_cut_is_judged_as_the_whole_that_the_client_got(
+    open_setting: Open, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(orjson.dumps(STAGED).decode())
+    policy = {"mode": "best_of_n", "n_max": 2, "deadline_ms": 300, "scorer": "staged"}
+    replies = [Reply(text * 50, gap_s=0.005) for text in ("poor", "good")]
+    judge = scores(good=0.9, poor=0.6)
+    async with open_setting(*replies, judge=judge, settings={"self_evaluation": tmp_path}) as at:
+        body = await at.chat(policy | {"checkpoints": [{"tokens": 4, "keep": 0.5}]})
+        assert body["preamble"]["stop_reason"] == "deadline"
+        await at.explored()
+        # Those of best-of-N are asked about, so it is too: its read-out was of what it might have become.
+        first = "".join(map(chr, at.upstream.scorings[0]["prompt"][0]))
+        assert f"\2assistant\n{body['choices'][0]['message']['content']}\3" in first
 
 
 async def test_no_more_run_at_once_than_allowed(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ mades = st.builds(
     reward=shares,
     tokens=st.integers(min_value=1, max_value=16),
     at=st.fixed_dictionaries(dict.fromkeys(CHECKPOINTS, shares)),
+    read_out=shares,
 )
 
 

@@ -78,6 +78,16 @@ def test_a_score_before_the_end_is_that_of_the_checkpoint_and_after_it_the_last(
     assert found.score_at("self_evaluation", 5) is None  # not recorded
 
 
+def test_staged_has_the_read_outs_score_while_a_candidate_goes_on_and_self_evaluations_when_it_has_ended() -> None:
+    found = recording("a", 0, Made(0.9, tokens=6, at={4: 0.2}, read_out=0.7))
+    going_on, ended, whole = (found.score_at("staged", tokens) for tokens in (4, 8, None))
+    assert going_on is not None
+    assert (going_on.scorer, going_on.value, going_on.computed_tokens) == ("read_out", 0.7, 0)
+    assert ended == whole == found.score_at("self_evaluation", None)
+    asked_only = replace(found, scores=tuple(each for each in found.scores if each.scorer == "self_evaluation"))
+    assert asked_only.score_at("staged", 4) is None
+
+
 def test_a_question_is_told_by_its_tokens() -> None:
     assert question_digest([1, 2], [3]) == question_digest((1, 2), (3,))
     assert len({question_digest([1, 2], [3]), question_digest([1], [2, 3]), question_digest([1, 2], [4])}) == 3

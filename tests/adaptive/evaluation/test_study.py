@@ -217,6 +217,43 @@ def test_what_is_pruned_is_counted_and_what_is_kept_is_of_best_of_n() -> None:
     assert full.scoring_s.value == pytest.approx(5 * 0.1)
 
 
+def test_staged_prunes_by_the_read_out_and_chooses_by_self_evaluation() -> None:
+    """The read-out tells two of four apart from the others, self-evaluation which of those two: together they know."""
+    made = [
+        Made(0.9, 1.0, at={4: 0.1, 8: 0.1}, read_out=0.8),
+        Made(0.3, 0.0, at={4: 0.9, 8: 0.9}, read_out=0.9),
+        Made(1.0, 0.0, at={4: 0.9, 8: 0.9}, read_out=0.1),
+        Made(0.2, 0.0, at={4: 0.2, 8: 0.2}, read_out=0.2),
+    ]
+    result = studied([prompt(f"p{place}", made) for place in range(3)], replace(DESIGN, n=4))
+
+    def halved(family: Family) -> Row:
+        return next(row for row in rows(result, family) if row.strategy.label == "50% at 4")
+
+    staged, alone = halved(Family.PRUNED_STAGED), halved(Family.PRUNED_SELF_EVALUATION)
+    assert (staged.passed.value, alone.passed.value, halved(Family.PRUNED_READ_OUT).passed.value) == (1.0, 0.0, 0.0)
+    assert staged.generated.value == 2 * 10 + 2 * 4
+    assert (staged.scoring.value, alone.scoring.value) == (2 * 10, (4 + 2) * 10)  # 9 computed and the label
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    assert full.passed.value == 0.0  # it takes the third, which the read-out has pruned
+    # Whatever would be self-evaluation under another name is left out.
+    named = [row.strategy for row in result.rows if row.strategy.policy.scorer is ScorerName.STAGED]
+    assert {each.family for each in named} == {Family.PRUNED_STAGED}
+    assert ScorerName.STAGED not in {each.scorer for each in result.pairs} | {each.scorer for each in result.scores}
+
+
+@settings(max_examples=10)
+@given(prompts())
+def test_what_staged_keeps_is_of_full_best_of_n_by_self_evaluation(found: list[Prompt]) -> None:
+    result = studied(found)
+    full = rows(result, Family.SELF_EVALUATION)[-1]
+    for row in rows(result, Family.PRUNED_STAGED):
+        of_both = [figure.value for figure in (row.reward, full.reward)]
+        assert row.kept_reward is not None
+        assert row.kept_reward.value == pytest.approx(of_both[0] / of_both[1] if of_both[1] else math.nan, nan_ok=True)
+        assert row.scoring.value <= full.scoring.value
+
+
 def test_only_those_who_judged_are_studied_and_a_threshold_needs_a_probability() -> None:
     design = replace(DESIGN, scorers=(ScorerName.READ_OUT, ScorerName.MEAN_LOG_PROBABILITY))
     result = studied(two_judges(2), design)

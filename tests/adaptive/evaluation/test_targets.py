@@ -164,6 +164,20 @@ def test_another_scorer_is_that_of_all_policies() -> None:
         proposed(Aim.GAIN, 1.0, own, replace(SEARCH, scorer=ScorerName.READ_OUT))
 
 
+def test_staged_may_prune_by_the_read_out_and_stops_and_chooses_by_self_evaluation() -> None:
+    """The read-out tells the good one and one bad one from the others, self-evaluation those two apart."""
+    likely, unlikely = (replace(BAD, score=score, read_out=read_out) for score, read_out in ((0.2, 0.8), (0.95, 0.1)))
+    found = [prompt(f"p{place}", [replace(GOOD, read_out=0.9), likely, unlikely, unlikely]) for place in range(24)]
+    staged = replace(SEARCH, scorer=ScorerName.STAGED)
+    proposal = proposed(Aim.SAMPLES, 4, found, staged)
+    assert (proposal.policy.scorer, proposal.policy.n_max) == (ScorerName.STAGED, 4)
+    assert proposal.policy.checkpoints
+    assert proposal.expected.passed.value == 1.0
+    assert thresholds_from(found, ScorerName.STAGED) == thresholds_from(found, ScorerName.SELF_EVALUATION)
+    alone = proposed(Aim.SAMPLES, 4, found)
+    assert alone.seen.passed.value < 1.0
+
+
 def test_the_same_prompts_in_any_order_give_the_same_proposal() -> None:
     source = random.Random(1)  # noqa: S311 -- scores, no secret
     found = [
