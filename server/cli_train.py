@@ -64,7 +64,7 @@ def train_command(  # noqa: PLR0917 -- typer passes them by name, one per option
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where training runs.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="On the processor. Unset: torch's own choice.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of prompts, of cuts, and of where new rows start.")] = 0,
-    every: Annotated[int, typer.Option(min=1, help="Steps between validations, at which training is saved.")] = 50,
+    every: Annotated[int, typer.Option(min=1, help="Steps between validations, at which training is saved.")] = 100,
     cache_dir: CacheDir = None,
     config: Config = None,
     as_json: AsJson = False,

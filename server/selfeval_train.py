@@ -36,7 +36,7 @@ from server.selfeval_calibrate import Calibrated, Source, calibrate
 SOFT_TEXT: Final = "\n<|im_start|>user\nDid the answer follow every instruction?<|im_end|>\n<|im_start|>assistant\n"
 """Where the soft tokens start from, in words: the embeddings of these tokens."""
 RECIPES: Final = {
-    Way.TOKENS: Recipe(epochs=1.4, learning_rate=4e-3),
+    Way.TOKENS: Recipe(epochs=1.2, learning_rate=4e-3),
     Way.READ_OUT: Recipe(epochs=12.0, learning_rate=2e-3, weight_decay=0.1, groups=4),
     Way.FINE_TUNED: Recipe(epochs=1.0, learning_rate=3e-4, groups=4),
 }
@@ -66,7 +66,7 @@ class TrainOptions:
     recipes: tuple[tuple[Way, Recipe], ...] = ()
     device: str = "cpu"
     threads: int | None = None
-    every: int = 50
+    every: int = 100
     seed: int = 0
 
     def recipe(self, way: Way) -> Recipe:
@@ -179,13 +179,14 @@ class _Groups:
         for needed in (Split.TRAIN, Split.CALIBRATION):
             if not split[needed]:
                 raise TrainingError(_EMPTY_SET.format(file, needed.value))
-        kept_out = [group for group in split[Split.TRAIN] if _place(group) < _VALIDATION]
+        by_place = sorted(split[Split.TRAIN], key=_place)
+        kept_out = min(_MOST_VALIDATION, math.ceil(_VALIDATION * len(by_place)))
         # Without test prompts, half of those for calibration say how good the map is that the other half made.
         unseen = split[Split.TEST] or [group for group in split[Split.CALIBRATION] if _place(group) < 0.5]  # noqa: PLR2004
         ids = {group.id for group in unseen}
         return cls(
-            tuple(group for group in split[Split.TRAIN] if _place(group) >= _VALIDATION),
-            tuple(kept_out[:_MOST_VALIDATION]),
+            tuple(by_place[kept_out:]),
+            tuple(by_place[:kept_out]),
             tuple(group for group in split[Split.CALIBRATION] if group.id not in ids),
             tuple(unseen),
             digest.hexdigest(),
