@@ -17,7 +17,7 @@ from adaptive.evaluation import families
 from adaptive.evaluation.verifiers import Verifier, VerifierError, build
 from adaptive.splits import Split, split_of
 
-_FIELDS: Final = frozenset({"id", "prompt", "messages", "verifier"})
+_FIELDS: Final = frozenset({"family", "id", "messages", "prompt", "verifier"})
 _GSM8K_REQUEST: Final = "Reason step by step. End with a line of four number signs and the answer: #### <number>"
 
 
@@ -58,7 +58,8 @@ def load(name_or_path: str) -> DataSet:
     """Return the data set of that name, or the one in a JSONL file. Raises `TaskError`.
 
     `NAME:test` (or `:calibration`, `:train`) is those of its prompts that are for that, by the hash of their text.
-    A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`.
+    A file has one object a line: `id` (or the line's number), `prompt` (a text) or `messages` (of a chat), `verifier`,
+    and `family` where kinds of prompts are to be told apart.
     """
     name, _, split = name_or_path.rpartition(":")
     if name and split in set(Split):
@@ -145,9 +146,12 @@ def _own_row(row: Mapping[str, Any], number: int) -> Task:
         raise VerifierError("id", "is neither a text nor a whole number")
     if ("prompt" in row) == ("messages" in row):
         raise VerifierError("prompt", "or messages must be there, and not both")
+    family = row.get("family", "")
+    if not isinstance(family, str):
+        raise VerifierError("family", "is no text")
     if "verifier" not in row:
         raise VerifierError("verifier", 'is missing; write one such as {"kind": "exact", "answer": "42"}')
-    return Task(str(own_id), _messages(row), build(row["verifier"]))
+    return Task(str(own_id), _messages(row), build(row["verifier"]), family)
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

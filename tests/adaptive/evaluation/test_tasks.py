@@ -41,10 +41,11 @@ def test_a_file_has_prompts_or_messages_and_a_verifier_on_each_line(tmp_path: Pa
         tmp_path / "own.jsonl",
         {"prompt": "2+2?\u2028", "verifier": EXACT},
         "",
-        {"id": "b", "messages": messages, "verifier": EXACT},
+        {"id": "b", "messages": messages, "verifier": EXACT, "family": "sums"},
     )
     data = load(path)
     assert data.name == "own"
+    assert [task.family for task in data.tasks] == ["", "sums"]
     assert [task.id for task in data.tasks] == ["1", "b"]
     assert data.tasks[0].messages == ({"role": "user", "content": "2+2?\u2028"},)
     assert list(data.tasks[1].messages) == messages
@@ -66,6 +67,7 @@ def test_a_file_has_prompts_or_messages_and_a_verifier_on_each_line(tmp_path: Pa
         ({"prompt": "x", "verifier": {"kind": "exakt"}}, "line 2: verifier.kind is 'exakt'; the kinds are exact"),
         ({"prompt": "x", "verifer": EXACT}, "line 2: verifer is unknown"),
         ({"id": 1.5, "prompt": "x", "verifier": EXACT}, "line 2: id is neither"),
+        ({"family": 1, "prompt": "x", "verifier": EXACT}, "line 2: family is no text"),
         ({"id": "1", "prompt": "x", "verifier": EXACT}, "line 2: id '1' is there already"),
     ],
 )
