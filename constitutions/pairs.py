@@ -48,4 +48,4 @@ class PreferencePair:
 
     def __post_init__(self) -> None:
         if not LEAST_PROBABILITY <= self.probability <= 1.0:
-            raise ValueError(f"probability is {self.probability}, and must be between 0.5 and 1: chosen is the better one")
+            raise ValueError(f"probability is {self.probability}; of the better answer it is from 0.5 to 1")
