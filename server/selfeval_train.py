@@ -36,7 +36,7 @@ from server.selfeval_calibrate import Calibrated, Source, calibrate
 SOFT_TEXT: Final = "\n<|im_start|>user\nDid the answer follow every instruction?<|im_end|>\n<|im_start|>assistant\n"
 """Where the soft tokens start from, in words: the embeddings of these tokens."""
 RECIPES: Final = {
-    Way.TOKENS: Recipe(epochs=1.2, learning_rate=4e-3),
+    Way.TOKENS: Recipe(epochs=1.0, learning_rate=2e-3),
     Way.READ_OUT: Recipe(epochs=12.0, learning_rate=2e-3, weight_decay=0.1, groups=4),
     Way.FINE_TUNED: Recipe(epochs=1.0, learning_rate=3e-4, groups=4),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -322,11 +321,22 @@ def test_what_is_wrong_is_said_with_its_remedy(
     assert said in " ".join(err.split())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_its_library_is_refused_before_anything_is_sampled(data: Command) -> None:
-    status, _, err = data("--tasks", "sums.jsonl", "--format", "parquet", "--upstream", "http://127.0.0.1:9")
-    assert status == 1
-    assert "`pip install pyarrow`" in err
+def test_parquet_without_its_library_is_refused_before_anything_is_sampled(directory: Path) -> None:
+    code = "import sys; sys.modules['pyarrow'] = None; from server.cli import run; sys.exit(run(sys.argv[1:]))"
+    asked = ["selfeval", "data", "--out", "made", "--tasks", "sums.jsonl", "--format", "parquet"]
+    command = [sys.executable, "-c", code, *asked, "--upstream", "http://127.0.0.1:9"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=directory, timeout=60)
+    assert ended.returncode == 1
+    assert "`pip install pyarrow`" in ended.stderr
+
+
+def test_prompts_become_parquet_that_reads_back(directory: Path, data: Command) -> None:
+    with served(SamplingUpstream(REPLIES, root="/models/tiny")) as upstream:
+        status, _, err = data("--upstream", upstream.url, "--tasks", "sums.jsonl", "--format", "parquet")
+    assert status == 0, err
+    groups = list(GroupFile(directory / "made" / "examples.parquet"))
+    assert len(groups) == 6
+    assert all(len(each.answers) == 4 for each in groups)
 
 
 def test_secrets_of_the_engine_are_not_in_the_card() -> None:

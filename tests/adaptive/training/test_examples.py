@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from adaptive.training.examples import (
 )
 from tests.adaptive.training.groups import answer, group
 
-HAS_PARQUET = importlib.util.find_spec("pyarrow") is not None
 ODD = replace(
     group([0.0, 1.0], id="odd\u2028id"),
     messages=({"role": "user", "content": [{"type": "text", "text": "a\nb\u2028\x85c \U0001f600"}]},),
@@ -137,17 +137,31 @@ def test_a_prompt_whose_answers_are_all_as_good_cannot_teach() -> None:
     assert group([1.0, 0.0]).teaches
 
 
-@pytest.mark.skipif(HAS_PARQUET, reason="pyarrow is installed")
+# None in sys.modules is how an import fails that would succeed.
+WITHOUT_PYARROW = """
+import sys
+from pathlib import Path
+sys.modules["pyarrow"] = None
+from adaptive.training import parquet
+from adaptive.training.examples import GroupFile
+path = Path(sys.argv[1])
+for use in (parquet.Writer, lambda path: list(GroupFile(path))):
+    try:
+        use(path)
+    except parquet.ParquetMissing as error:
+        print(error)
+"""
+
+
 def test_parquet_without_its_library_names_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "examples.parquet"
-    with pytest.raises(parquet.ParquetMissing, match="pip install pyarrow"):
-        parquet.Writer(path)
+    command = [sys.executable, "-c", WITHOUT_PYARROW, str(path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    assert len(said) == 2
+    assert all("pip install pyarrow" in line for line in said)
     assert not path.exists()
-    with pytest.raises(parquet.ParquetMissing, match="pip install pyarrow"):
-        list(GroupFile(path))
 
 
-@pytest.mark.skipif(not HAS_PARQUET, reason="pyarrow is not installed")
 def test_a_group_is_the_same_after_a_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "examples.parquet"
     groups = [group([0.0, 1.0, 1.0]), ODD]
