@@ -144,7 +144,11 @@ def table(
     data_file: Annotated[Path, typer.Argument(metavar="DATA", help="What `selfeval data` wrote, or its directory.")],
     scores: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="JSONL of scores: id, answer, tokens, final, scorer, value. Repeatable."),
+        typer.Option(
+            metavar="FILE",
+            help="JSONL of scores: id, answer, tokens, final, scorer, value; or the scored examples of `train`. "
+            "Repeatable.",
+        ),
     ] = None,
     split: Annotated[
         list[Split] | None,

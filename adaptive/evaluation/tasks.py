@@ -172,7 +172,9 @@ def _ifeval_row(row: Mapping[str, Any], _: int) -> Task:
     pairs = zip(row["instruction_id_list"], row["kwargs"], strict=True)
     instructions = [{"id": instruction, **arguments} for instruction, arguments in pairs]
     verifier = build({"kind": "ifeval", "instructions": instructions})
-    return Task(str(row["key"]), _user(row["prompt"]), verifier)
+    kinds = {instruction.partition(":")[0] for instruction in row["instruction_id_list"]}
+    family = f"ifeval {kinds.pop()}" if len(kinds) == 1 else "ifeval several"
+    return Task(str(row["key"]), _user(row["prompt"]), verifier, family)
 
 
 def _gsm8k_row(row: Mapping[str, Any], number: int) -> Task:

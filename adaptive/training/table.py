@@ -97,11 +97,12 @@ class Scores:
     def read(self, path: Path) -> None:
         """Add the scores of a JSONL file: `id`, `answer` (its place), `tokens`, `final`, `scorer`, `value`.
 
-        Of two for the same the latest counts. Raises `OSError`.
+        Scored examples, as training writes them, have `log_odds` instead of `value` and name no scorer: it is called
+        like the file. Of two for the same the latest counts. Raises `OSError`.
         """
         with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
             for line in lines:
-                if line.strip() and not self._add(line):
+                if line.strip() and not self._add(line, path.stem):
                     self.skipped += 1
 
     def at(self, scorer: str, group: Group, place: int, tokens: int | None) -> float | None:
@@ -111,12 +112,13 @@ class Scores:
             return self.final.get(scorer, {}).get(key)
         return self.partial.get(scorer, {}).get(key, {}).get(tokens)
 
-    def _add(self, line: str) -> bool:
+    def _add(self, line: str, name: str) -> bool:
         try:
             row = json.loads(line)
-            key, scorer, value = (str(row["id"]), int(row["answer"])), str(row["scorer"]), float(row["value"])
+            key, scorer = (str(row["id"]), int(row["answer"])), str(row.get("scorer", name))
+            value = float(row["value"] if "value" in row else row["log_odds"])
             tokens, final = int(row["tokens"]), bool(row["final"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return False
         if not math.isfinite(value):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ def test_ifeval_comes_with_its_prompts_and_verifiers() -> None:
     assert task.messages[0]["content"].startswith("Write a resume for a fresh high school graduate")
     assert task.verify("[a] " * 12).passed
     assert not task.verify("[a] " * 11).passed
+    families = Counter(task.family for task in data.tasks)
+    assert families["ifeval several"] == 125
+    assert families["ifeval punctuation"] == 10
+    assert sum(families.values()) == 325
 
 
 def test_gsm8k_comes_with_its_questions_and_answers() -> None:

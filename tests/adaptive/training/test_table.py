@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from adaptive.calibration import Reading
 from adaptive.training.examples import Group
+from adaptive.training.scored import Scored
 from adaptive.training.table import ALL, Accuracy, FamilyRow, Scores, plain, ranked, table
 from tests.adaptive.training.groups import group
 
@@ -98,6 +100,17 @@ def test_scores_of_files_are_scorers_too(tmp_path: Path) -> None:
     assert found(row, "probe", 3).pairs == 0  # the longer answer has no score there
     assert plain([row])[0]["pair_accuracy"][-3]["value"] is None
     assert found(row, "probe", 4).pairs == 0
+
+
+def test_scored_examples_of_training_are_scores_named_like_their_file(tmp_path: Path) -> None:
+    lines = [
+        Scored("a", "sums", answer, Reading(log_odds, 4, final=True), 0.5, passed=False).to_line()
+        for answer, log_odds in ((0, -3.0), (1, 2.0))
+    ]
+    scores = Scores()
+    scores.read(written(tmp_path / "scored-question-unseen.jsonl", *lines))
+    assert (scores.scorers, scores.skipped) == (["scored-question-unseen"], 0)
+    assert scores.final["scored-question-unseen"] == {("a", 0): -3.0, ("a", 1): 2.0}
 
 
 def test_an_answer_that_has_ended_is_judged_by_its_final_score(tmp_path: Path) -> None:
