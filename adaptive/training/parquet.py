@@ -58,8 +58,8 @@ def library() -> tuple[Any, Any]:
         import pyarrow.parquet as pq  # noqa: PLC0415 -- the same
     except ImportError as error:
         raise ParquetMissing(
-            "Parquet needs pyarrow, which is not installed. `pip install pyarrow` (the extra `parquet`), or write JSONL: "
-            "--format jsonl."
+            "Parquet needs pyarrow, which is not installed. `pip install pyarrow` (the extra `parquet`), or write "
+            "JSONL: --format jsonl."
         ) from error
     return pa, pq
 
