@@ -17,8 +17,10 @@ from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
+from adaptive.evaluation.tasks import Task
 from server.demo_judgement import Judgement, judgement_of
 from server.demo_proxy import DemoError, started_proxy
+from server.demo_tasks import Asked, short_tasks, tried
 from server.interrupts import sigterm_interrupts
 from server.settings import Settings
 from server.terminal import say, shown_progress
@@ -44,8 +46,9 @@ _STORY: Final = "Write a short story about a lighthouse keeper."
 _STORY_TOKENS: Final = 160
 # Early enough that something is left to save of a reply this short.
 _BEST_OF_4: Final = {"checkpoints": [{"tokens": 32, "keep": 0.25}]}
-# Good enough is what, by the model's own judgement, a fresh sample would more likely than not fail to beat.
-_UP_TO_4: Final[dict[str, Any]] = {"n_max": 4, "threshold": 0.5, "checkpoints": []}
+_UP_TO_8: Final[dict[str, Any]] = {"n_max": 8, "threshold": 0.9, "checkpoints": []}
+_TASK_TOKENS: Final = 96
+_TASK_TEMPERATURE: Final = 0.8  # that of the answers by which the scores were calibrated
 _LONG_QUESTION: Final = "Please repeat the last word of this list. " + "sun moon star tree river stone cloud " * 30
 
 
@@ -176,15 +179,37 @@ class Demo:
         self._cost(told)
 
     def _adaptive(self, client: openai.OpenAI) -> None:
-        self._heading("As many as are needed: adaptive, up to four")
-        threshold = _UP_TO_4["threshold"]
+        self._heading("As many as are needed: adaptive, up to eight")
+        threshold = _UP_TO_8["threshold"]
         probability = "" if self._judgement.calibrated else ", which without calibration is no probability"
-        self._say(f"It stops at the first with a score of {threshold} or more{probability}.")
-        told = self._sample(client, "adaptive", _UP_TO_4)
-        why = {"threshold": "one was good enough", "n_max": "none was good enough before"}.get(told["stop_reason"])
-        reason = why or f"it stopped because of {told['stop_reason']}"
-        self._say(f"{told['candidates']['drawn']} of 4 drawn: {reason}.")
-        self._cost(told)
+        self._say(f"Sampling stops at the first reply with a score of {threshold} or more{probability}.")
+        found = tried(short_tasks(), lambda task: self._try(client, task))
+        table = Table("a task of each kind", "drawn", "one sample", "returned", "tokens", box=None)
+        for each in found:
+            passes = ["passes" if passed else "fails" for passed in (each.first, each.returned)]
+            table.add_row(each.family, str(each.drawn), *passes, str(each.spent))
+        self._console.print(table)
+        first, returned = (sum(each) for each in zip(*((task.first, task.returned) for task in found), strict=True))
+        self._say(f"{returned} of {len(found)} pass; {first} would with one sample.")
+        drawn = sum(each.drawn for each in found) / len(found)
+        self._say(f"{drawn:.1f} candidates were drawn on average, of eight that there might have been.")
+        spent, saved = sum(each.spent for each in found), sum(each.saved for each in found)
+        change = f"{abs(saved):.0f} {'fewer' if saved >= 0 else 'more'}"
+        self._say(f"{spent} tokens, those of scoring included: {change} than best of eight would take (estimated).")
+
+    def _try(self, client: openai.OpenAI, task: Task) -> Asked:
+        completion = client.chat.completions.create(
+            model=f"{self._model}:adaptive",
+            messages=[dict(message) for message in task.messages],  # type: ignore[misc]  # OpenAI's, from a data set
+            max_tokens=_TASK_TOKENS,
+            temperature=_TASK_TEMPERATURE,
+            seed=1,
+            extra_body={"preamble": _UP_TO_8},
+        )
+        told: Any = (completion.model_extra or {}).get("preamble")
+        self._check(told, "a sampled answer does not say what became of its candidates")
+        trace: Any = client.get(f"/traces/{completion.id}", cast_to=object)
+        return completion.choices[0].message.content or "", told, trace
 
     def _sample(self, client: openai.OpenAI, alias: str, policy: dict[str, Any]) -> Any:
         """Show what became of the candidates of one request; return its `preamble` object."""

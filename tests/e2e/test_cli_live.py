@@ -115,15 +115,18 @@ def assert_demo_shown(out: str) -> None:
     assert "the same answer as before the constitution" in out
     assert re.search(r"ada, again +(\d+) +[1-9]\d*", out)
     assert re.search(r"grace, first +\d+ +0", out)
-    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +9", out)
+    assert re.search(r"preamble_requests_total +chat_completions 200 +0 +19", out)
     best_of_4, _, adaptive = out.partition("As many as are needed")
     assert len(re.findall(r"^ ?[0-3] +0\.\d{3} .* (?:returned|finished|pruned) ", best_of_4, re.MULTILINE)) == 4
     assert re.search(r"[0-3] of 4 stopped early\.\n\d+ tokens generated, \d+ computed for scores\.", out)
-    assert len(re.findall(r"That is \d+ (?:fewer|more) than all four to their end", out)) == 2
-    assert re.search(r"[1-4] of 4 drawn: (?:one was good enough|none was good enough before)\.", adaptive)
+    assert re.search(r"That is \d+ (?:fewer|more) than all four to their end", best_of_4)
+    assert len(re.findall(r"^ ?\S+ +[1-8] +(?:passes|fails) +(?:passes|fails) +\d+$", adaptive, re.MULTILINE)) == 11
+    returned, first = re.search(r"(\d+) of 11 pass; (\d+) would with one sample\.", adaptive).groups()  # type: ignore[union-attr]
     if packaged_artefact() is not None:
         assert "Trained self-evaluation is in force, calibrated." in best_of_4
         assert re.search(r"That is \d+ fewer than", best_of_4)
+        assert int(returned) > int(first)
+        assert re.search(r"scoring included: \d+ fewer than best of eight", adaptive)
 
 
 def test_the_demo_walks_through_the_product_in_front_of_a_running_vllm(vllm: Vllm, tmp_path: Path) -> None:

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from adaptive.evaluation.families import BENCHMARK
+from adaptive.evaluation.tasks import Task
+from adaptive.evaluation.verifiers import build
+from adaptive.splits import Split, split_of
 from server.demo import Demo
 from server.demo_judgement import judgement_of
+from server.demo_tasks import Tried, short_tasks, tried
 from server.self_evaluation_config import FILE
 from tests.server.running import running_proxy
 from tests.server.sampling_upstream import NO, YES, Reply, SamplingUpstream
@@ -59,7 +64,7 @@ def test_a_model_that_lies_elsewhere_is_asked_the_literal_question(root: object)
 async def shown(tmp_path: Path, share: float, written: Any) -> str:
     """Return what the demo's sampled steps print where the model gives every reply that share."""
     (tmp_path / FILE).write_text(json.dumps(written))
-    upstream = SamplingUpstream([Reply("a" * 60, gap_s=0.02)], lambda _: share, root=str(tmp_path))
+    upstream = SamplingUpstream([Reply("a" * 60, gap_s=0.008)], lambda _: share, root=str(tmp_path))
     text = io.StringIO()
     async with upstream.serving(), running_proxy(upstream.url, tmp_path / "data", auth="auto", admin_key=None) as proxy:
 
@@ -75,17 +80,34 @@ async def shown(tmp_path: Path, share: float, written: Any) -> str:
 
 
 async def test_calibrated_scores_end_adaptive_sampling_early_and_the_saving_is_told(tmp_path: Path) -> None:
-    out = await shown(tmp_path, 0.9, TRAINED | {"calibration": FLAT})
+    out = await shown(tmp_path, 0.9995, TRAINED | {"calibration": FLAT})
     best_of_4, _, adaptive = out.partition("As many as are needed")
     assert "Trained self-evaluation is in force, calibrated." in best_of_4
     assert "3 of 4 stopped early." in best_of_4
-    assert "It stops at the first with a score of 0.5 or more.\n" in adaptive
-    assert "1 of 4 drawn: one was good enough." in adaptive
-    assert " fewer than all four to their end would have been" in adaptive
+    assert "Sampling stops at the first reply with a score of 0.9 or more.\n" in adaptive
+    assert "1.0 candidates were drawn on average, of eight that there might have been." in adaptive
+    assert " fewer than best of eight would take (estimated)." in adaptive
 
 
 async def test_without_calibration_a_threshold_is_said_to_be_no_probability(tmp_path: Path) -> None:
     out = await shown(tmp_path, 0.1, TRAINED)
-    assert "a score of 0.5 or more, which without calibration is no probability." in out
-    assert "4 of 4 drawn: none was good enough before." in out
-    assert " more than all four to their end would have been" in out.partition("As many as are needed")[2]
+    adaptive = out.partition("As many as are needed")[2]
+    assert "a score of 0.9 or more, which without calibration is no probability." in adaptive
+    assert "8.0 candidates were drawn on average" in adaptive
+    assert " more than best of eight would take (estimated)." in adaptive
+
+
+def test_the_tasks_are_one_of_each_kind_and_nothing_was_trained_on_them() -> None:
+    tasks = short_tasks()
+    assert [task.family for task in tasks] == sorted({task.family for task in tasks}, key=BENCHMARK.index)
+    assert len(tasks) == len(BENCHMARK)
+    assert all(split_of(task.messages) is Split.TEST for task in tasks)
+
+
+def test_a_task_is_judged_by_its_first_candidate_and_by_the_answer() -> None:
+    task = Task("a", (), build({"kind": "exact", "answer": "4"}), "sums")
+    told = {"candidates": {"drawn": 2}, "tokens": {"generated": 7, "scored": 3, "saved": 1.5}}
+    trace = {"candidates": [{"index": 1, "text": "4"}, {"index": 0, "text": "5"}]}
+    assert tried([task], lambda _: ("4", told, trace)) == [
+        Tried("sums", first=False, returned=True, drawn=2, spent=10, saved=1.5)
+    ]
