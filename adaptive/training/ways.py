@@ -6,7 +6,7 @@ Each is a module with few or many trainable numbers on the same model and the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
@@ -104,7 +104,8 @@ class ReadOut(nn.Module):
         if missing:
             whole = packed(group)
             judged = Judged(self._model[0], whole)
-            for place in missing:
+            # Another cut of the same answers is asked for in every epoch, and its state is here already.
+            for place in {*missing, *_all_places(group)}:
                 kept[place] = judged.states[whole.producer(place)].half().clone()
         return torch.stack([kept[place] for place in places])
 
@@ -112,6 +113,10 @@ class ReadOut(nn.Module):
         """Return the log-odds at each place."""
         found: Tensor = self.rows(self.states(group, places))
         return found
+
+
+def _all_places(group: Group) -> Iterator[Place]:
+    yield from (Place(index, tokens) for index, answer in enumerate(group.answers) for tokens in answer.cuts)
 
 
 class LiteralQuestion(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def test_a_read_out_computes_a_state_once(model: Any) -> None:
     assert torch.equal(way.states(group, places[1:3]), first[1:3])
     with pytest.raises(AttributeError):
         way.states(group, (*places, Place(1, 2)))
+
+
+def test_a_read_out_keeps_the_states_of_all_cuts_of_a_group_that_was_computed(model: Any) -> None:
+    answers = tuple(replace(answer, cuts=(1, 2, len(answer.token_ids))) for answer in SEEN[0].answers)
+    way, group = ReadOut(model, rows=2), replace(SEEN[0], answers=answers)
+    way.states(group, [Place(0, 1)])
+    way._model = (None,)
+    assert way.states(group, [Place(1, 2), Place(1, len(answers[1].token_ids))]).shape[0] == 2
 
 
 def test_a_read_out_is_read_where_the_last_token_was_drawn(model: Any) -> None:
