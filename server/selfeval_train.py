@@ -1,9 +1,9 @@
 """`preamble selfeval train`: from sampled answers to a checkpoint that judges itself, calibrated, with its model card.
 
 Out, in one directory: an ordinary checkpoint with `preamble_self_evaluation.json` beside it (the literal way needs only
-that file), the new rows alone (`rows.safetensors`, a few kilobytes, from which the checkpoint can be rebuilt), and in
-`training/` the learning curves and their picture, what resumes an interrupted run, the scored examples and the
-calibration reports.
+that file), in `artefact/` the new rows alone with a copy of that file (some forty kilobytes, from which the checkpoint
+can be rebuilt), and in `training/` the learning curves and their picture, what resumes an interrupted run, the scored
+examples and the calibration reports.
 Loads torch and transformers.
 """
 
@@ -44,6 +44,7 @@ _VALIDATION: Final = 0.08
 _MOST_VALIDATION: Final = 40  # more would take longer than what is trained between two validations
 _STATE_GROUPS: Final = 48
 _LORA_RANK: Final = 16
+_ARTEFACT: Final = "artefact"  # apart: vLLM takes every .safetensors beside config.json for weights of the model
 _LEAST_MASS_SHARE: Final = 0.01
 _EMPTY_SET: Final = "{} has no prompts of the split {}. Sample more: `preamble selfeval data`."
 
@@ -220,7 +221,9 @@ class _Session:
         kept = builder.clearance(self._model, builder.sample_states(self._model, unseen, tokens), rows)
         vocabulary = self._model.config.vocab_size
         extend(options.checkpoint, options.out, rows)
-        save_rows(options.out, rows)
+        artefact = options.out / _ARTEFACT
+        artefact.mkdir(exist_ok=True)
+        save_rows(artefact, rows)
         config = dict(written(vocabulary, rows))
         if kept.least_asked_mass is not None:
             # Far below what the labels have where they were trained to be read, far above what they have elsewhere.
@@ -231,6 +234,7 @@ class _Session:
             calibrated["question"] = self._calibrate(Source.QUESTION, builder.question_score(self._model, rows))
         if read_out is not None:
             calibrated["read_out"] = self._calibrate(Source.READ_OUT, builder.read_out_score(self._model, rows))
+        (artefact / FILE).write_bytes((options.out / FILE).read_bytes())
         return self._result(curves, calibrated, clearance=asdict(kept))
 
     def fine_tuned(self) -> Result:

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import load_file  # noqa: E402 -- there may be no torch
 
+from adaptive.artefacts import packaged  # noqa: E402
 from adaptive.scoring import MIN_LABEL_MASS  # noqa: E402
 from adaptive.self_evaluation import LITERAL_QUESTION  # noqa: E402
 from adaptive.training.loop import Point, Recipe, TrainingError  # noqa: E402
@@ -76,7 +77,11 @@ def trained(data: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_soft_tokens_and_a_read_out_make_one_complete_checkpoint(trained: tuple[Path, Result, Told]) -> None:
     out, result, told = trained
     names = {path.name for path in out.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", FILE, "rows.safetensors", "training.json"} <= names
+    assert {"model.safetensors", "config.json", "tokenizer.json", FILE, "artefact", "training.json"} <= names
+    # An engine loads whatever is called so beside config.json.
+    assert {name for name in names if name.endswith(".safetensors")} == {"model.safetensors"}
+    assert packaged(out.name, out.parent) is None
+    assert packaged("artefact", out) == out / "artefact"
     kept = {path.name for path in (out / "training").iterdir()}
     for way in BOTH:
         assert {f"curve-{way.value}.jsonl", f"state-{way.value}.pt"} <= kept
@@ -96,7 +101,7 @@ def test_soft_tokens_and_a_read_out_make_one_complete_checkpoint(trained: tuple[
 def test_the_configuration_beside_it_is_understood(trained: tuple[Path, Result, Told]) -> None:
     out, result, _ = trained
     config = read_config(out)
-    soft = len(load_file(out / "rows.safetensors")["soft"])
+    soft = len(load_file(out / "artefact" / "rows.safetensors")["soft"])
     assert isinstance(config.question, QuestionIds)
     assert config.question.suffix == tuple(range(VOCABULARY, VOCABULARY + soft))
     first = VOCABULARY + soft
@@ -112,7 +117,7 @@ def test_the_configuration_beside_it_is_understood(trained: tuple[Path, Result, 
 
 def test_the_rows_alone_are_those_of_the_checkpoint(trained: tuple[Path, Result, Told], tiny: Path) -> None:
     out, _, _ = trained
-    rows, weights = load_file(out / "rows.safetensors"), load_file(out / "model.safetensors")
+    rows, weights = load_file(out / "artefact" / "rows.safetensors"), load_file(out / "model.safetensors")
     embeddings, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
     old = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"]
     soft = len(rows["soft"])
@@ -165,7 +170,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert told.validations(Way.TOKENS) == 0
     assert 0 < told.validations(Way.READ_OUT) < len(whole.curves["read_out"])
     assert found.curves == whole.curves
-    for name in ("rows.safetensors", FILE):
+    for name in ("artefact/rows.safetensors", f"artefact/{FILE}", FILE):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
