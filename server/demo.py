@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from adaptive.evaluation.tasks import Task
+from adaptive.policy import ScorerName
 from server.demo_judgement import Judgement, judgement_of
 from server.demo_proxy import DemoError, started_proxy
 from server.demo_tasks import Asked, short_tasks, tried
@@ -182,7 +183,8 @@ class Demo:
         self._heading("As many as are needed: adaptive, up to eight")
         threshold = _UP_TO_8["threshold"]
         probability = "" if self._judgement.calibrated else ", which without calibration is no probability"
-        self._say(f"Sampling stops at the first reply with a score of {threshold} or more{probability}.")
+        by = " by the read-out" if self._judgement.scorer is ScorerName.READ_OUT else ""
+        self._say(f"Sampling stops at the first reply with a score of {threshold} or more{by}{probability}.")
         found = tried(short_tasks(), lambda task: self._try(client, task))
         table = Table("a task of each kind", "drawn", "one sample", "returned", "tokens", box=None)
         for each in found:
@@ -204,7 +206,7 @@ class Demo:
             max_tokens=_TASK_TOKENS,
             temperature=_TASK_TEMPERATURE,
             seed=1,
-            extra_body={"preamble": _UP_TO_8},
+            extra_body={"preamble": _UP_TO_8 | {"scorer": self._judgement.scorer}},
         )
         told: Any = (completion.model_extra or {}).get("preamble")
         self._check(told, "a sampled answer does not say what became of its candidates")

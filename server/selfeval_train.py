@@ -42,7 +42,7 @@ RECIPES: Final = {
 }
 _VALIDATION: Final = 0.08
 _MOST_VALIDATION: Final = 40  # more would take longer than what is trained between two validations
-_STATE_GROUPS: Final = 48
+_STATE_GROUPS: Final = 96
 _LORA_RANK: Final = 16
 _ARTEFACT: Final = "artefact"  # apart: vLLM takes every .safetensors beside config.json for weights of the model
 _LEAST_MASS_SHARE: Final = 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,12 +18,18 @@ from adaptive.training.packing import Place
 from adaptive.training.scores import Score, label_log_odds
 from adaptive.training.ways import ReadOut, SoftTokens, packed
 
+_AT_ONCE: Final = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """States of the last layer. ordinary: at which the model writes, (positions, hidden). asked: after the question."""
+    """States of the last layer. ordinary: at which the model writes, (positions, hidden). asked: after the question.
+
+    everything: log of the sum of exp over the logits of all old tokens, at each ordinary state.
+    """
 
     ordinary: Tensor
+    everything: Tensor
     asked: Tensor | None
 
 
@@ -52,7 +58,8 @@ def sample_states(model: Any, groups: Sequence[Group], tokens: SoftTokens | None
             ordinary.append(judged.states[whole.prompt - 1 :].float().cpu())
             if tokens is not None:
                 asked.append(judged.ask(batch_of(group, source).places, tokens.embeddings).float().cpu())
-    return Sampled(torch.cat(ordinary), torch.cat(asked) if asked else None)
+    states = torch.cat(ordinary)
+    return Sampled(states, _everything(model, states), torch.cat(asked) if asked else None)
 
 
 def build(sampled: Sampled, tokens: SoftTokens | None, read_out: ReadOut | None) -> NewRows:
@@ -66,7 +73,7 @@ def build(sampled: Sampled, tokens: SoftTokens | None, read_out: ReadOut | None)
         question = question_rows(rows.cpu(), offsets.cpu(), sampled.ordinary, sampled.asked)
     if read_out is not None:
         rows, offsets = read_out.rows.plain()
-        read = read_out_rows(rows.cpu(), offsets.cpu(), sampled.ordinary)
+        read = read_out_rows(rows.cpu(), offsets.cpu(), sampled.ordinary, sampled.everything)
     return NewRows(soft, soft_out, question, read)
 
 
@@ -75,17 +82,24 @@ def clearance(model: Any, sampled: Sampled, rows: NewRows) -> Clearance:
     head = model.lm_head.weight.detach().cpu()
     new = torch.cat([rows.soft_out, rows.question, rows.read_out]).to(head.dtype)
     most, least = -torch.inf, torch.inf
-    for states in sampled.ordinary.to(head.dtype).split(512):
-        old = torch.nn.functional.linear(states, head).float().logsumexp(1)
+    for states, old in zip(
+        sampled.ordinary.to(head.dtype).split(_AT_ONCE), sampled.everything.split(_AT_ONCE), strict=True
+    ):
         most = max(most, float((torch.nn.functional.linear(states, new).float().logsumexp(1) - old).max()))
     if sampled.asked is None or not len(rows.question):
         return Clearance(most, None, len(sampled.ordinary))
     question = rows.question.to(head.dtype)
-    for states in sampled.asked.to(head.dtype).split(512):
+    for states in sampled.asked.to(head.dtype).split(_AT_ONCE):
         everything = torch.nn.functional.linear(states, torch.cat([head, new])).float().logsumexp(1)
         labels = torch.nn.functional.linear(states, question).float().logsumexp(1)
         least = min(least, float((labels - everything).min()))
     return Clearance(most, least, len(sampled.ordinary))
+
+
+def _everything(model: Any, states: Tensor) -> Tensor:
+    head = model.lm_head.weight.detach().cpu()
+    some = states.to(head.dtype).split(_AT_ONCE)
+    return torch.cat([torch.nn.functional.linear(each, head).float().logsumexp(1) for each in some])
 
 
 def question_score(model: Any, rows: NewRows) -> Score:

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from adaptive.artefacts import CONFIG, ROWS
 
-DEPTH: Final = 48.0
-"""How far below zero the read-out's labels lie. Ordinary logits of the likeliest tokens are 10 to 30 above it."""
+DEPTH: Final = 72.0
+"""How far below the probability of all tokens the read-out's labels are to have theirs, as a natural logarithm."""
 BURIED: Final = 80.0
 """How far below zero everything else that is new lies at ordinary states."""
 _RIDGE: Final = 1e-3
+_ROUNDS: Final = 6
+_PRESSED: Final = 4.0
 _WEIGHTS: Final = "model.safetensors"
 _TENSORS: Final = ("soft", "soft_out", "question", "read_out")
 _LABELS: Final = ("win_or_tie_ids", "loss_ids")
@@ -63,8 +65,12 @@ def direction(states: Sequence[tuple[Tensor, float]]) -> Tensor:
     rows = torch.cat([each.double() for each, _ in states])
     wanted = torch.cat([torch.full((len(each),), value, dtype=torch.float64) for each, value in states])
     weight = torch.cat([torch.full((len(each),), 1.0 / len(each), dtype=torch.float64) for each, _ in states])
-    spread = rows.std(0).clamp_min(1e-3)
-    scaled = rows / spread
+    return _regression(rows, wanted, weight)
+
+
+def _regression(states: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    spread = states.std(0).clamp_min(1e-3)
+    scaled = states / spread
     gram = scaled.T @ (scaled * weight[:, None])
     gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     return torch.linalg.solve(gram, scaled.T @ (weight * wanted)) / spread
@@ -82,11 +88,25 @@ def question_rows(rows: Tensor, offsets: Tensor, ordinary: Tensor, asked: Tensor
     return (rows.double() + down + (offsets.double() - centre)[:, None] * level).float()
 
 
-def read_out_rows(rows: Tensor, offsets: Tensor, ordinary: Tensor) -> Tensor:
-    """Return output rows for labels that are read at ordinary states, `DEPTH` below zero. (labels, hidden), float32."""
-    centre = float((ordinary.double() @ rows.double().T + offsets.double()).mean())
-    level = direction(((ordinary, 1.0),))
-    return (rows.double() + (offsets.double() - centre - DEPTH)[:, None] * level).float()
+def read_out_rows(rows: Tensor, offsets: Tensor, ordinary: Tensor, everything: Tensor) -> Tensor:
+    """Return output rows for labels that are read at ordinary states, `DEPTH` below. (labels, hidden), float32.
+
+    everything: log of the sum of exp over all old logits at each state, (examples,). What all labels have in common has
+    no meaning, so a row that all of them get takes them down, by more where they stand out more. It is fitted in some
+    rounds, each of which weighs the states more that were too high in the one before: the highest is what matters.
+    """
+    states = ordinary.double()
+    centred = offsets.double() - offsets.double().mean()
+    labels = rows.double() + centred[:, None] * direction(((ordinary, 1.0),))
+    wanted = everything.double() - DEPTH - (states @ labels.T).logsumexp(1)
+    weight = torch.full_like(wanted, 1.0 / len(wanted))
+    down = torch.zeros_like(states[0])
+    for _ in range(_ROUNDS):
+        down = _regression(states, wanted, weight)
+        above = (states @ down - wanted).clamp_min(0.0)
+        weight = 1.0 + _PRESSED * (above / above.square().mean().sqrt().clamp_min(1e-6)).square()
+        weight /= weight.sum()
+    return (labels + down).float()
 
 
 def buried_rows(count: int, ordinary: Tensor) -> Tensor:

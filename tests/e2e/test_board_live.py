@@ -127,7 +127,7 @@ def test_what_the_board_shows_adds_up(watched: Watched) -> None:
 
     assert max(map(max, shown("Tokens by fate")[0])) > 0
     ((candidates,),) = shown("Candidates per request")[0]
-    assert 1 <= candidates <= 3
+    assert 1 <= candidates <= 3 + 1e-9  # a quotient of rates
     assert any(value > 0 for values in shown("Pruned, by checkpoint")[0] for value in values)
     ((share,),), ((samples,),) = shown("Saved share, measured")
     assert share < 1

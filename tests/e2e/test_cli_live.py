@@ -120,7 +120,7 @@ def assert_demo_shown(out: str) -> None:
     assert len(re.findall(r"^ ?[0-3] +0\.\d{3} .* (?:returned|finished|pruned) ", best_of_4, re.MULTILINE)) == 4
     assert re.search(r"[0-3] of 4 stopped early\.\n\d+ tokens generated, \d+ computed for scores\.", out)
     assert re.search(r"That is \d+ (?:fewer|more) than all four to their end", best_of_4)
-    assert len(re.findall(r"^ ?\S+ +[1-8] +(?:passes|fails) +(?:passes|fails) +\d+$", adaptive, re.MULTILINE)) == 11
+    assert len(re.findall(r"^ ?\S+ +[1-8] +(?:passes|fails) +(?:passes|fails) +\d+ *$", adaptive, re.MULTILINE)) == 11
     returned, first = re.search(r"(\d+) of 11 pass; (\d+) would with one sample\.", adaptive).groups()  # type: ignore[union-attr]
     if packaged_artefact() is not None:
         assert "Trained self-evaluation is in force, calibrated." in best_of_4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def test_it_says_what_the_model_is_asked_by(tmp_path: Path, written: Any, said: 
     assert judgement.calibrated is calibrated
 
 
+@pytest.mark.parametrize(("calibrated", "scorer"), [(True, "read_out"), (False, "self_evaluation")])
+def test_a_read_out_is_used_where_its_scores_are_probabilities(tmp_path: Path, calibrated: bool, scorer: str) -> None:
+    read_out = {"win_or_tie_ids": [NO], "loss_ids": [YES]} | ({"calibration": FLAT} if calibrated else {})
+    (tmp_path / FILE).write_text(json.dumps(TRAINED | {"read_out": read_out}))
+    assert judgement_of("m", str(tmp_path)).scorer == scorer
+
+
 @pytest.mark.parametrize("root", [None, 7, "org/model"])
 def test_a_model_that_lies_elsewhere_is_asked_the_literal_question(root: object) -> None:
     assert "literal question" in judgement_of("m", root).text
@@ -87,6 +95,21 @@ async def test_calibrated_scores_end_adaptive_sampling_early_and_the_saving_is_t
     assert "Sampling stops at the first reply with a score of 0.9 or more.\n" in adaptive
     assert "1.0 candidates were drawn on average, of eight that there might have been." in adaptive
     assert " fewer than best of eight would take (estimated)." in adaptive
+
+
+async def test_a_calibrated_read_out_decides_for_no_tokens_at_all(tmp_path: Path) -> None:
+    read_out = {"win_or_tie_ids": [NO], "loss_ids": [YES], "calibration": FLAT}
+    out = await shown(tmp_path, 0.9995, TRAINED | {"calibration": FLAT, "read_out": read_out})
+    best_of_4, _, adaptive = out.partition("As many as are needed")
+    assert "comes with every token of a reply and costs nothing: the read-out." in " ".join(best_of_4.split())
+    assert "Sampling stops at the first reply with a score of 0.9 or more by the read-out.\n" in adaptive
+    assert "1.0 candidates were drawn on average" in adaptive
+    asked = TRAINED | {"calibration": FLAT}
+    spent = [
+        int(re.findall(r"^(\d+) tokens, those of scoring", each, re.MULTILINE)[0])
+        for each in (adaptive, await shown(tmp_path, 0.9995, asked))
+    ]
+    assert spent[0] < spent[1]
 
 
 async def test_without_calibration_a_threshold_is_said_to_be_no_probability(tmp_path: Path) -> None:

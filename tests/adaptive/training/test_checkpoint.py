@@ -201,14 +201,26 @@ def test_a_read_out_says_after_rounding_what_was_trained_from_far_below() -> Non
     ordinary, _, unseen = ordinary_and_asked()
     torch.manual_seed(2)
     rows, offsets = 0.3 * torch.randn(8, HIDDEN), torch.randn(8)
-    found = read_out_rows(rows, offsets, ordinary)
+    found = read_out_rows(rows, offsets, ordinary, torch.zeros(len(ordinary)))
     logits = unseen @ rows.T + offsets
     wanted = logits[:, :4].logsumexp(1) - logits[:, 4:].logsumexp(1)
     rounded = label_log_odds(unseen.bfloat16(), found)
     assert (rounded - wanted).abs().mean() < 0.2  # bfloat16 has steps of 0.25 there
     assert torch.corrcoef(torch.stack([rounded, wanted]))[0, 1] > 0.99
-    assert (unseen @ found.T).mean().item() == pytest.approx(-DEPTH, abs=2.0)
-    assert (unseen @ found.T).max() < -DEPTH / 2
+    mass = (unseen @ found.T).logsumexp(1)
+    assert mass.mean().item() == pytest.approx(-DEPTH, abs=6.0)
+    assert mass.max() < -0.75 * DEPTH
+
+
+def test_a_read_out_lies_as_far_below_the_old_tokens_where_these_are_low() -> None:
+    ordinary, _, unseen = ordinary_and_asked()
+    torch.manual_seed(3)
+    rows, offsets, old = 0.3 * torch.randn(8, HIDDEN), torch.randn(8), 4.0 * torch.randn(HIDDEN) / HIDDEN**0.5
+    constant = read_out_rows(rows, offsets, ordinary, torch.zeros(len(ordinary)))
+    found = read_out_rows(rows, offsets, ordinary, ordinary @ old)
+    shares = [(unseen @ each.T).logsumexp(1) - unseen @ old for each in (constant, found)]
+    assert shares[1].std() < 0.8 * shares[0].std()
+    assert shares[1].max() < shares[0].max()
 
 
 def test_what_is_never_to_be_seen_is_buried() -> None:

@@ -78,7 +78,7 @@ def test_a_read_out_computes_a_state_once(model: Any) -> None:
     way._model = (None,)  # what is there needs no model
     assert torch.equal(way.states(group, places[1:3]), first[1:3])
     with pytest.raises(AttributeError):
-        way.states(group, (*places, Place(1, 2)))
+        way.states(SEEN[1], places_of(SEEN[1]))
 
 
 def test_a_read_out_keeps_the_states_of_all_cuts_of_a_group_that_was_computed(model: Any) -> None:
