@@ -36,7 +36,8 @@ UP_TO: Final = (16, 48, 96, 192, 384)
 FOLDS: Final = 5
 LEAST_EXAMPLES: Final = 100
 LEAST_PROMPTS: Final = 20
-"""A bucket with less than this is given the map of all lengths together."""
+"""A bucket with less than this is given the map of all lengths together, as is one whose own would turn the score's
+order round without being sure of it: by chance no candidate is to be dropped for its higher score."""
 LEAST_P: Final = 0.001
 """No map says less than this, nor more than one minus it: no amount of data here would support it."""
 
@@ -64,7 +65,7 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FittedBucket:
-    """What stands behind a bucket. up_to: None for ended responses. pooled: it was too little, all lengths stand in."""
+    """What stands behind a bucket. up_to: None for ended responses. pooled: too little; all lengths stand in."""
 
     up_to: int | None
     examples: int
@@ -200,6 +201,7 @@ class _Fitter:
 
     def fitted(self, data: _Data, method: Method) -> tuple[CalibrationMap, tuple[FittedBucket, ...]]:
         features = (Feature.LOG_ODDS,) if method is Method.TEMPERATURE else self.features
+        place_of_score = features.index(Feature.LOG_ODDS)
         pooled = _bucket(data, features, method)
         buckets, told = [], []
         for place, edge in enumerate((*self.up_to, None)):
@@ -207,8 +209,11 @@ class _Fitter:
             prompts = len(set(own.prompts))
             few = len(own.targets) < LEAST_EXAMPLES or prompts < LEAST_PROMPTS
             where: dict[str, Any] = {"final": True} if edge is None else {"up_to": edge}
-            buckets.append(where | (pooled if few else _bucket(own, features, method)))
-            told.append(FittedBucket(edge, len(own.targets), prompts, few))
+            found = pooled if few else _bucket(own, features, method)
+            if not few and found["weights"][place_of_score] < 0 and not _surely_falls(own, features, found):
+                found = pooled
+            buckets.append(where | found)
+            told.append(FittedBucket(edge, len(own.targets), prompts, found is pooled))
         plain = {"features": [feature.value for feature in features], "buckets": buckets}
         return CalibrationMap.from_plain(plain), tuple(told)
 
@@ -241,6 +246,23 @@ def _linear(values: Floats, targets: Floats) -> tuple[Floats, float]:
     weights = np.round(np.where(varies, model.coef_[0] / scale, 0.0), _DIGITS)
     bias = float(model.intercept_[0]) - float(weights @ middle)
     return weights, round(bias, _DIGITS)
+
+
+def _surely_falls(data: _Data, features: Sequence[Feature], found: Mapping[str, Any]) -> bool:
+    """Return whether the score's weight is two standard errors below 0. Answers to one prompt are no independent news.
+
+    The errors are the sandwich ones for clusters: H^-1 (sum over prompts of g g^T) H^-1, g a prompt's gradient.
+    """
+    values = np.column_stack([data.of_features(features), np.ones(len(data.targets))])
+    said = 1 / (1 + np.exp(-values @ np.append(found["weights"], found["bias"])))
+    gradients = values * (data.targets - said)[:, None]
+    of_prompt = np.unique(data.prompts.astype(str), return_inverse=True)[1]
+    sums = np.zeros((int(of_prompt.max()) + 1, values.shape[1]))
+    np.add.at(sums, of_prompt, gradients)
+    inverse = np.linalg.pinv((values * (said * (1 - said))[:, None]).T @ values)
+    place = list(features).index(Feature.LOG_ODDS)
+    error = math.sqrt(float((inverse @ (sums.T @ sums) @ inverse)[place, place]))
+    return bool(found["weights"][place] < -2 * error)
 
 
 def _sigmoid() -> Knots:

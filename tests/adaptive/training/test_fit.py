@@ -42,6 +42,23 @@ def test_too_sure_a_score_is_brought_back_to_the_truth_by_each_bucket_in_its_own
     assert found.calibration.features == (Feature.LOG_ODDS,)
 
 
+def test_a_score_that_says_nothing_at_some_length_is_not_turned_round_there_by_chance() -> None:
+    source = random.Random(4)  # noqa: S311 -- a test's data, no secret
+
+    def said(quality: float, reading: Reading) -> float:
+        return source.gauss(0, 1) if reading.tokens == 70 else quality
+
+    turned = 0
+    for seed in range(12):
+        found = fitted(scored(30, seed=seed, coins=True, log_odds=said), method=Method.TEMPERATURE)
+        of = {bucket.up_to: bucket.weights[0] for bucket in found.calibration.partial}
+        assert of[48] > 0.5
+        turned += of[96] < 0
+        pooled = {bucket.up_to: bucket.pooled for bucket in found.buckets}
+        assert pooled[96] == (of[96] > 0.4)  # that of all lengths; its own is near 0
+    assert turned <= 1  # two standard errors
+
+
 def test_coins_are_as_good_a_target_as_their_chances() -> None:
     found = fitted(scored(400, coins=True, log_odds=lambda quality, _: 3 * quality), method=Method.TEMPERATURE)
     assert worst(found.calibration, scored(20, seed=9, log_odds=lambda quality, _: 3 * quality)) < 0.1
