@@ -203,7 +203,7 @@ class _Examination:
                 return warning(name, f"The answer to {config.name} could not be read: {why}", remedy)
         score = question.labels.evaluate(read[0].logprobs if read[0] is not None else ())
         raw = " before calibration" if config.calibration is not None else ""
-        found = f"By {config.name}: P(win or tie) {score.p_win_or_tie:.2f}{raw}, label mass {score.label_mass:.3f}"
+        found = f"By {config.name}: P(win or tie) {score.p_win_or_tie:.2f}{raw}, label mass {score.label_mass:.2g}"
         if score.label_mass < config.min_label_mass:
             remedy = "Use a larger model, or one trained to evaluate itself."
             return warning(name, f"{found}: the model does not answer the question.", remedy)

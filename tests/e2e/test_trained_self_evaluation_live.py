@@ -78,7 +78,7 @@ async def test_doctor_says_that_the_trained_question_is_in_force(
     assert check.status is Status.OK, check
     assert str(config.file) in check.message
     assert config.about in check.message
-    mass = re.search(r"label mass (\d\.\d+)", check.message)
+    mass = re.search(r"label mass (\d\S*\d)", check.message)
     assert mass is not None
     assert float(mass[1]) >= config.min_label_mass
 
