@@ -95,7 +95,8 @@ def _choice(record: CandidateRecord) -> dict[str, Any]:
     return {
         "candidate": record.index,
         "score": None if score is None else round(score.value, 4),
-        "label_mass": None if score is None or score.label_mass is None else round(score.label_mass, 4),
+        # significant digits: the labels of a trained question are a tiny share by intent, and 0.0 would say "none"
+        "label_mass": None if score is None or score.label_mass is None else float(f"{score.label_mass:.4g}"),
         "tokens": record.tokens,
         "complete": record.complete,
     }

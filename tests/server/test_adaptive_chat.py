@@ -680,6 +680,13 @@ async def test_a_question_that_is_hardly_answered_is_taken_where_the_configurati
             assert (await at.chat(BEST_OF_3)).json()["preamble"]["scorer"] == scorer
 
 
+async def test_a_tiny_label_mass_is_told_as_one(open_setting: Open, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(IDS | {"min_label_mass": 1e-18}))
+    async with open_setting("one", label_mass=2e-17, settings={"self_evaluation": tmp_path}) as at:
+        told = (await at.chat(BEST_OF_3)).json()["preamble"]
+        assert told["choices"][0]["label_mass"] == pytest.approx(2e-17, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("body", "header", "own", "param"),
     [
