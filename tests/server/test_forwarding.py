@@ -199,7 +199,7 @@ async def test_any_fields_at_all_arrive_unchanged(
     alice: httpx.AsyncClient, upstream: FakeUpstream, fields: dict[str, Any]
 ) -> None:
     # Names that mean something to the proxy; what becomes of those is tested by name.
-    known = {"model", "messages", "cache_salt", "priority", "request_id", "kv_transfer_params", "stream"}
+    known = {"model", "messages", "cache_salt", "priority", "request_id", "kv_transfer_params", "stream", "preamble"}
     sent = CHAT | {name: value for name, value in fields.items() if name not in known}
     body = (await arrived(alice, upstream, "/v1/chat/completions", orjson.dumps(sent))).json()
     del body["cache_salt"]
