@@ -309,7 +309,7 @@ def _summary_cells(summary: ScoreSummary) -> tuple[str, ...]:
         "the whole" if summary.checkpoint is None else str(summary.checkpoint),
         str(summary.scores),
         *(f"{value:.3f}" for value in (summary.low, summary.median, summary.high)),
-        "-" if math.isnan(summary.label_mass) else f"{summary.label_mass:.3f}",
+        "-" if math.isnan(summary.label_mass) else f"{summary.label_mass:.2g}",
         "-" if math.isnan(summary.below_limit) else f"{summary.below_limit:.1%}",
         f"{summary.computed_tokens:.0f}",
         f"{summary.took_s:.3f}",

@@ -121,6 +121,14 @@ def test_a_report_is_printed_and_written_and_a_second_run_samples_nothing(
     assert {row["checkpoint"] for row in report["pair_accuracy"]} == {8, 16, None}
 
 
+def test_a_tiny_label_mass_is_reported_as_one(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replies = [Reply(GOOD, gap_s=0), Reply(BAD, gap_s=0)]
+    with served(SamplingUpstream(replies, judge, label_mass=2e-17)) as upstream:
+        status, _, err = evaluate(capsys, "--upstream", upstream.url, "--limit", "2")
+    assert status == 0, err
+    assert "2e-17" in (directory / "results" / "eval-sums" / "report.html").read_text()
+
+
 def test_a_report_can_be_made_of_what_is_there_without_an_upstream(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
